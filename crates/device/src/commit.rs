@@ -1,0 +1,131 @@
+//! The committer: one thread that makes things durable, for all queues, in batches.
+//!
+//! Flushes, finishes and resets of all queues that arrive while one commit runs go into the next one together: a group
+//! commit. It waits in blocking calls so that the order of what reaches the medium stands in one place, the store's `commit`.
+
+use std::io;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use parking_lot::{Condvar, Mutex};
+use virtio_zbd_store::{Commit, Store};
+use virtio_zbd_zones::Ticket;
+
+use crate::mailbox::{Mailboxes, Message};
+
+/// What is to be made durable.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum CommitKind {
+    /// Everything answered before.
+    Flush,
+    /// A finished zone.
+    Finish(u32),
+    /// Zones that were reset.
+    Reset(Vec<u32>),
+}
+
+/// How a commit ended for one request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum CommitEnd {
+    /// It is durable.
+    Durable,
+    /// It is not, and nothing may be claimed.
+    Failed,
+    /// The reset is durable, but these zones' old data could not be taken away.
+    Lost(Vec<u32>),
+}
+
+/// The committer's thread and its queue.
+#[derive(Debug)]
+pub(crate) struct Committer {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    ready: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    requests: Vec<(CommitKind, Ticket)>,
+    stop: bool,
+}
+
+impl Committer {
+    pub(crate) fn start(store: Arc<dyn Store>, mailboxes: Arc<Mailboxes>) -> io::Result<Self> {
+        let shared = Arc::new(Shared::default());
+        let theirs = Arc::clone(&shared);
+        let thread = std::thread::Builder::new()
+            .name("commit".into())
+            .spawn(move || while commit_next(&theirs, &*store, &mailboxes) {})?;
+        Ok(Self { shared, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Asks for a commit. The answer comes as [`Message::Committed`] to the ticket's worker.
+    pub(crate) fn submit(&self, kind: CommitKind, ticket: Ticket) {
+        self.shared.state.lock().requests.push((kind, ticket));
+        self.shared.ready.notify_one();
+    }
+
+    /// Ends the thread when everything submitted is done.
+    pub(crate) fn stop(&self) {
+        self.shared.state.lock().stop = true;
+        self.shared.ready.notify_one();
+        if let Some(thread) = self.thread.lock().take()
+            && thread.join().is_err()
+        {
+            log::error!("the commit thread has panicked: a fault in this program");
+        }
+    }
+}
+
+impl Drop for Committer {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Waits for requests and commits all of them at once. Returns whether to go on.
+fn commit_next(shared: &Shared, store: &dyn Store, mailboxes: &Mailboxes) -> bool {
+    let requests = {
+        let mut state = shared.state.lock();
+        while state.requests.is_empty() && !state.stop {
+            shared.ready.wait(&mut state);
+        }
+        std::mem::take(&mut state.requests)
+    };
+    if requests.is_empty() {
+        return false;
+    }
+    let (mut flush, mut finished, mut reset) = (false, Vec::new(), Vec::new());
+    for (kind, _) in &requests {
+        match kind {
+            CommitKind::Flush => flush = true,
+            CommitKind::Finish(zone) => finished.push(*zone),
+            CommitKind::Reset(zones) => reset.extend_from_slice(zones),
+        }
+    }
+    let outcome = store.commit(&Commit { flush, finished: &finished, reset: &reset });
+    if let Err(error) = &outcome.durable {
+        log::error!("not durable (flush: {flush}, finished: {finished:?}, reset: {reset:?}): {error}");
+    }
+    for (zone, error) in &outcome.hole_failures {
+        log::error!("zone {zone}: its old data could not be taken away, the zone goes offline: {error}");
+    }
+    for (kind, ticket) in requests {
+        let end = match (&outcome.durable, kind) {
+            (Err(_), _) => CommitEnd::Failed,
+            (Ok(()), CommitKind::Reset(zones)) => {
+                let failed = |zone: &u32| outcome.hole_failures.iter().any(|(failed, _)| failed == zone);
+                let lost: Vec<u32> = zones.into_iter().filter(failed).collect();
+                if lost.is_empty() { CommitEnd::Durable } else { CommitEnd::Lost(lost) }
+            }
+            (Ok(()), _) => CommitEnd::Durable,
+        };
+        mailboxes.post(ticket, |slot| Message::Committed(slot, end));
+    }
+    true
+}

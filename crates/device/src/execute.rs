@@ -1,0 +1,364 @@
+//! What becomes of a request: zones asked, store driven, zones told, answer given.
+//!
+//! A request moves from [`Step`] to [`Step`]; each function here takes it one step on and either answers it or leaves it waiting for
+//! the lane, the committer or a zone.
+
+use std::io;
+use std::sync::Arc;
+
+use virtio_zbd_spec::{ID_LEN_BYTES, ReportHeader, Status, ZoneDescriptor, ZoneState as WireState, ZoneType};
+use virtio_zbd_store::Zeroing;
+use virtio_zbd_zones::{Begun, Grant, Refusal, ResetEnd, SECTOR_LEN_BYTES, Settled, ZoneKind, ZoneReport};
+use zerocopy::IntoBytes;
+
+use crate::commit::{CommitEnd, CommitKind};
+use crate::flight::{Answer, ResetAll, Step};
+use crate::request::{Request, SectorRange};
+use crate::spans::{Spans, len_of};
+use crate::worker::Worker;
+
+impl Worker {
+    /// Starts a request that was just taken.
+    pub(crate) fn start(&mut self, slot: u32, request: Request) {
+        log::trace!(target: "vzbd::request", "queue {} slot {slot}: {request:x?}", self.place.index);
+        if self.place.disk.offer.read_only && request.changes_the_disk() {
+            return self.answer(slot, Answer::status(Status::IoErr));
+        }
+        self.make(slot, request);
+    }
+
+    /// Makes a request again that has waited for its zone.
+    pub(crate) fn retry(&mut self, slot: u32) {
+        match self.set_step(slot, Step::Starting) {
+            Some(Step::Waiting(request)) => self.make(slot, request),
+            Some(Step::WaitingToResetAll(progress)) => self.reset_all(slot, progress),
+            other => self.lost(slot, other),
+        }
+    }
+
+    fn make(&mut self, slot: u32, request: Request) {
+        match request {
+            Request::Read { sector, data } => self.read(slot, sector, &data),
+            Request::Write { .. } | Request::Append { .. } => self.write(slot, request),
+            Request::Flush => self.commit(slot, CommitKind::Flush, Step::Flushing { answer: Answer::OK }),
+            Request::GetId { data } => {
+                let serial = self.place.disk.serial;
+                data.write(&self.place.memory, 0, &serial);
+                data.fill_zero(&self.place.memory, len_of::<[u8; ID_LEN_BYTES]>());
+                self.answer(slot, Answer::FILLED);
+            }
+            Request::Discard { ranges } | Request::WriteZeroes { ranges } => self.zero(slot, &ranges),
+            Request::ZoneReport { sector, data } => self.report(slot, sector, &data),
+            Request::ZoneOpen { .. }
+            | Request::ZoneClose { .. }
+            | Request::ZoneFinish { .. }
+            | Request::ZoneReset { .. } => self.manage(slot, request),
+            Request::ZoneResetAll => self.reset_all(slot, ResetAll::default()),
+        }
+    }
+
+    fn read(&mut self, slot: u32, sector: u64, data: &Spans) {
+        let sectors = u64::from(data.len_bytes() / SECTOR_LEN_BYTES);
+        let disk = &self.place.disk;
+        let stored_sectors = match &disk.zones {
+            Some(zones) => match zones.admit_read(sector, sectors) {
+                Ok(plan) => plan.stored_sectors,
+                Err(refusal) => return self.answer(slot, Answer::status(status_of(refusal))),
+            },
+            None if !disk.offer.holds(sector, sectors) => {
+                return self.answer(slot, Answer::status(Status::IoErr));
+            }
+            None => sectors,
+        };
+        let Some(mut buffer) = self.buffer(data) else {
+            return self.answer(slot, Answer::status(Status::IoErr));
+        };
+        // Not more than the data's length, which was a u32.
+        let stored_bytes =
+            usize::try_from(stored_sectors * u64::from(SECTOR_LEN_BYTES)).unwrap_or(usize::MAX);
+        let unwritten_bytes = buffer.len_bytes().saturating_sub(stored_bytes);
+        if buffer.fill_zero(buffer.len_bytes() - unwritten_bytes, unwritten_bytes).is_err() {
+            return self.answer(slot, Answer::status(Status::IoErr));
+        }
+        if stored_bytes == 0 {
+            return self.answer(slot, Answer::FILLED);
+        }
+        self.set_step(slot, Step::Reading);
+        self.lane.read(slot.into(), buffer, stored_bytes, byte_offset(sector));
+    }
+
+    /// A write or an append: a place for it, then the data.
+    fn write(&mut self, slot: u32, request: Request) {
+        let (&Request::Write { sector, ref data } | &Request::Append { sector, ref data }) = &request else {
+            return self.lost(slot, None);
+        };
+        let append = matches!(request, Request::Append { .. });
+        let sectors = data.len_bytes() / SECTOR_LEN_BYTES;
+        let Some(buffer) = self.buffer(data) else {
+            return self.answer(slot, Answer::status(Status::IoErr));
+        };
+        let disk = &self.place.disk;
+        let ticket = self.place.mailbox.ticket(slot);
+        let grant = match &disk.zones {
+            Some(zones) => {
+                let admitted = match append {
+                    true => zones.admit_append(sector, sectors, ticket),
+                    false => zones.admit_write(sector, sectors, ticket),
+                };
+                match admitted {
+                    Ok(grant) => Some(grant),
+                    Err(Refusal::Busy) => {
+                        self.set_step(slot, Step::Waiting(request));
+                        return;
+                    }
+                    Err(refusal) => return self.answer(slot, Answer::status(status_of(refusal))),
+                }
+            }
+            None if disk.offer.holds(sector, sectors.into()) => None,
+            None => return self.answer(slot, Answer::status(Status::IoErr)),
+        };
+        let at = grant.as_ref().map_or(sector, Grant::sector);
+        self.set_step(slot, Step::Writing { grant, append });
+        if sectors == 0 {
+            return self.io_done(slot, Ok(()));
+        }
+        self.lane.write(slot.into(), buffer, byte_offset(at));
+    }
+
+    /// DISCARD and WRITE_ZEROES, of a plain disk: all ranges at once, one answer.
+    fn zero(&mut self, slot: u32, ranges: &[SectorRange]) {
+        let disk = &self.place.disk;
+        if !ranges.iter().all(|range| disk.offer.holds(range.sector, range.sectors.into())) {
+            return self.answer(slot, Answer::status(Status::IoErr));
+        }
+        let ranges = ranges.iter().filter(|range| range.sectors != 0).map(|range| {
+            let how = if range.may_unmap { Zeroing::Deallocate } else { Zeroing::KeepAllocated };
+            (range.sector, u64::from(range.sectors), how)
+        });
+        self.zero_then(slot, ranges.collect(), Answer::OK);
+    }
+
+    /// Zeros for sector ranges, then the answer.
+    fn zero_then(&mut self, slot: u32, ranges: Vec<(u64, u64, Zeroing)>, answer: Answer) {
+        let left = u32::try_from(ranges.len()).unwrap_or(u32::MAX);
+        if left == 0 {
+            return self.stable_then_answer(slot, answer);
+        }
+        self.set_step(slot, Step::Zeroing { left, answer });
+        for (sector, sectors, how) in ranges {
+            self.lane.zero(slot.into(), byte_offset(sector), byte_offset(sectors), how);
+        }
+    }
+
+    /// The lane has done something for this request.
+    pub(crate) fn io_done(&mut self, slot: u32, result: io::Result<()>) {
+        let ok = result.is_ok();
+        let step = self.set_step(slot, Step::Starting);
+        if let Err(error) = &result {
+            log::error!("queue {}: I/O on the store failed in {step:?}: {error}", self.place.index);
+        }
+        match step {
+            Some(Step::Reading) if ok => self.answer(slot, Answer::FILLED),
+            Some(Step::Reading) => self.answer(slot, Answer::status(Status::IoErr)),
+            Some(Step::Writing { grant, append }) => {
+                let sector = grant.as_ref().map(Grant::sector).filter(|_| append && ok);
+                let settled = match (&self.place.disk.zones, grant) {
+                    (Some(zones), Some(grant)) => zones.settle(grant, ok),
+                    _ => Settled::default(),
+                };
+                self.wake(settled.woken);
+                let status = if ok { Status::Ok } else { Status::IoErr };
+                let answer = Answer { append_sector: sector, ..Answer::status(status) };
+                // What lies below the write pointer now but was never written must not show what is left of the failed write.
+                let gaps = settled.gaps.into_iter().map(|(at, len)| (at, len, Zeroing::Deallocate));
+                self.zero_then(slot, gaps.collect(), answer);
+            }
+            Some(Step::Zeroing { left, answer }) => {
+                let status = if ok { answer.status } else { Status::IoErr };
+                let answer = Answer { status, append_sector: answer.append_sector.filter(|_| ok), ..answer };
+                match left - 1 {
+                    0 => self.stable_then_answer(slot, answer),
+                    left => drop(self.set_step(slot, Step::Zeroing { left, answer })),
+                }
+            }
+            other => self.lost(slot, other),
+        }
+    }
+
+    /// Answers a change of the disk: at once with the write-back cache, after a flush without (D1).
+    fn stable_then_answer(&mut self, slot: u32, answer: Answer) {
+        if answer.status != Status::Ok || self.place.negotiated.write_back() {
+            return self.answer(slot, answer);
+        }
+        self.commit(slot, CommitKind::Flush, Step::Flushing { answer });
+    }
+
+    /// OPEN, CLOSE, FINISH, RESET.
+    fn manage(&mut self, slot: u32, request: Request) {
+        let disk = Arc::clone(&self.place.disk);
+        let Some(zones) = &disk.zones else {
+            return self.answer(slot, Answer::status(Status::Unsupp));
+        };
+        let ticket = self.place.mailbox.ticket(slot);
+        let (result, finish) = match request {
+            Request::ZoneOpen { sector } => (zones.open(sector, ticket).map(|()| None), false),
+            Request::ZoneClose { sector } => (zones.close(sector, ticket).map(|()| None), false),
+            Request::ZoneFinish { sector } => (zones.begin_finish(sector, ticket), true),
+            Request::ZoneReset { sector } => (zones.begin_reset(sector, ticket), false),
+            _ => return self.lost(slot, None),
+        };
+        match result {
+            Ok(None) => self.answer(slot, Answer::OK),
+            Ok(Some(begun)) => {
+                let zone = begun.zone();
+                let kind = if finish { CommitKind::Finish(zone) } else { CommitKind::Reset(vec![zone]) };
+                self.commit(slot, kind, Step::Ending(begun));
+            }
+            Err(Refusal::Busy) => drop(self.set_step(slot, Step::Waiting(request))),
+            Err(refusal) => self.answer(slot, Answer::status(status_of(refusal))),
+        }
+    }
+
+    /// RESET_ALL: zone after zone is taken in ascending order, so that two of them can't wait for each other; then
+    /// one commit for all.
+    fn reset_all(&mut self, slot: u32, mut progress: ResetAll) {
+        let disk = Arc::clone(&self.place.disk);
+        let Some(zones) = &disk.zones else {
+            return self.answer(slot, Answer::status(Status::Unsupp));
+        };
+        let ticket = self.place.mailbox.ticket(slot);
+        while progress.next_zone < zones.geometry().zone_count() {
+            match zones.begin_reset_all(progress.next_zone, ticket) {
+                Ok(begun) => progress.begun.extend(begun),
+                Err(_) => {
+                    self.set_step(slot, Step::WaitingToResetAll(progress));
+                    return;
+                }
+            }
+            progress.next_zone += 1;
+        }
+        if progress.begun.is_empty() {
+            return self.answer(slot, Answer::OK);
+        }
+        let zones = progress.begun.iter().map(Begun::zone).collect();
+        self.commit(slot, CommitKind::Reset(zones), Step::EndingAll(progress.begun));
+    }
+
+    fn commit(&mut self, slot: u32, kind: CommitKind, step: Step) {
+        self.set_step(slot, step);
+        self.place.disk.committer.submit(kind, self.place.mailbox.ticket(slot));
+    }
+
+    /// The committer has ended what this request waited for.
+    pub(crate) fn committed(&mut self, slot: u32, end: CommitEnd) {
+        let status = if end == CommitEnd::Durable { Status::Ok } else { Status::IoErr };
+        let begun = match self.set_step(slot, Step::Starting) {
+            Some(Step::Flushing { answer }) => {
+                let answer = if status == Status::Ok { answer } else { Answer::status(status) };
+                return self.answer(slot, answer);
+            }
+            Some(Step::Ending(begun)) => vec![begun],
+            Some(Step::EndingAll(begun)) => begun,
+            other => return self.lost(slot, other),
+        };
+        let disk = Arc::clone(&self.place.disk);
+        if let Some(zones) = &disk.zones {
+            for begun in begun {
+                let end = match &end {
+                    CommitEnd::Durable => ResetEnd::Done,
+                    CommitEnd::Failed => ResetEnd::Undone,
+                    CommitEnd::Lost(lost) if lost.contains(&begun.zone()) => ResetEnd::Lost,
+                    CommitEnd::Lost(_) => ResetEnd::Done,
+                };
+                let settled = zones.end(begun, end);
+                self.wake(settled.woken);
+            }
+        }
+        self.answer(slot, Answer::status(status));
+    }
+
+    /// ZONE_REPORT: as many zones as the buffer holds, from the one that `sector` lies in (R7). The rest of the buffer is
+    /// zeroed, so that all of it counts as written.
+    fn report(&mut self, slot: u32, sector: u64, data: &Spans) {
+        const HEADER_LEN: u32 = len_of::<ReportHeader>();
+        const ZONE_LEN: u32 = len_of::<ZoneDescriptor>();
+        let disk = Arc::clone(&self.place.disk);
+        let Some(zones) = &disk.zones else {
+            return self.answer(slot, Answer::status(Status::Unsupp));
+        };
+        let first = zones.geometry().zone_of(sector);
+        let (Some(first), Some(room)) = (first, data.len_bytes().checked_sub(HEADER_LEN)) else {
+            // G4, and a buffer too short for the header.
+            return self.answer(slot, Answer::status(Status::ZoneInvalidCmd));
+        };
+        let count = (zones.geometry().zone_count() - first).min(room / ZONE_LEN);
+        let memory = &self.place.memory;
+        data.write(memory, 0, ReportHeader::new(count.into()).as_bytes());
+        let mut offset = HEADER_LEN;
+        for zone in first..first + count {
+            if let Some(zone) = zones.report(zone) {
+                data.write(memory, offset, descriptor(&zone).as_bytes());
+            }
+            offset += ZONE_LEN;
+        }
+        data.fill_zero(memory, offset);
+        self.answer(slot, Answer::FILLED);
+    }
+
+    /// Puts a request into a new step and returns the one it was in.
+    fn set_step(&mut self, slot: u32, step: Step) -> Option<Step> {
+        self.flights.get_mut(slot).map(|flight| std::mem::replace(&mut flight.step, step))
+    }
+
+    /// A completion that fits no step: answered with an error rather than never.
+    fn lost(&mut self, slot: u32, step: Option<Step>) {
+        log::error!("queue {}: slot {slot} in {step:?}: a fault in this program", self.place.index);
+        self.answer(slot, Answer::status(Status::IoErr));
+    }
+}
+
+impl Request {
+    /// Whether a read-only disk must refuse it (5.2.6.2, G5).
+    fn changes_the_disk(&self) -> bool {
+        match self {
+            Self::Read { .. } | Self::Flush | Self::GetId { .. } | Self::ZoneReport { .. } => false,
+            Self::Write { .. }
+            | Self::Append { .. }
+            | Self::Discard { .. }
+            | Self::WriteZeroes { .. }
+            | Self::ZoneOpen { .. }
+            | Self::ZoneClose { .. }
+            | Self::ZoneFinish { .. }
+            | Self::ZoneReset { .. }
+            | Self::ZoneResetAll => true,
+        }
+    }
+}
+
+/// The status that tells the driver of a refusal.
+fn status_of(refusal: Refusal) -> Status {
+    match refusal {
+        Refusal::InvalidCommand => Status::ZoneInvalidCmd,
+        Refusal::UnalignedWritePointer => Status::ZoneUnalignedWp,
+        Refusal::OpenResource => Status::ZoneOpenResource,
+        Refusal::ActiveResource => Status::ZoneActiveResource,
+        Refusal::Unsupported => Status::Unsupp,
+        // Busy never comes here: the request waits.
+        Refusal::OutOfRange | Refusal::Busy => Status::IoErr,
+    }
+}
+
+fn descriptor(zone: &ZoneReport) -> ZoneDescriptor {
+    let kind = match zone.kind {
+        ZoneKind::Conventional => ZoneType::Conventional,
+        ZoneKind::SequentialRequired => ZoneType::SequentialRequired,
+    };
+    // The zones' condition numbers are the wire's.
+    let state = WireState::try_from(zone.condition as u8).unwrap_or(WireState::Offline);
+    ZoneDescriptor::new(kind, state, zone.start, zone.capacity, zone.wp)
+}
+
+/// Sectors in bytes. A sector inside the disk does not overflow; the disk's length in bytes is a u64.
+fn byte_offset(sectors: u64) -> u64 {
+    sectors.saturating_mul(SECTOR_LEN_BYTES.into())
+}

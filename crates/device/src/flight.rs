@@ -1,0 +1,117 @@
+//! The requests that a worker has taken and not answered yet.
+
+use std::time::Instant;
+
+use virtio_zbd_spec::Status;
+use virtio_zbd_zones::{Begun, Grant};
+
+use crate::request::{InHeader, Request};
+
+/// A request under way.
+#[derive(Debug)]
+pub(crate) struct Flight {
+    /// The chain's head, for the used ring.
+    pub(crate) head: u16,
+    /// Where the answer goes.
+    pub(crate) in_header: InHeader,
+    /// What it waits for.
+    pub(crate) step: Step,
+    /// When it was taken from the ring; only where requests are traced.
+    pub(crate) taken: Option<Instant>,
+}
+
+/// What a request waits for.
+#[derive(Debug)]
+pub(crate) enum Step {
+    /// Nothing yet: it is being started.
+    Starting,
+    /// A busy zone: it is made again when the zone is free.
+    Waiting(Request),
+    /// A busy zone on the way through all zones.
+    WaitingToResetAll(ResetAll),
+    /// The store's read.
+    Reading,
+    /// The store's write; of a zoned disk, the place it goes to. An append returns its sector.
+    Writing { grant: Option<Grant>, append: bool },
+    /// Zeros for this many ranges. Then the answer, unless one of them fails.
+    Zeroing { left: u32, answer: Answer },
+    /// A flush, before this answer.
+    Flushing { answer: Answer },
+    /// A finish or reset being made durable.
+    Ending(Begun),
+    /// All resets being made durable.
+    EndingAll(Vec<Begun>),
+}
+
+/// A RESET_ALL on its way through the zones.
+#[derive(Debug, Default)]
+pub(crate) struct ResetAll {
+    pub(crate) next_zone: u32,
+    pub(crate) begun: Vec<Begun>,
+}
+
+/// What the driver is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Answer {
+    pub(crate) status: Status,
+    /// Of a successful append: where the data went.
+    pub(crate) append_sector: Option<u64>,
+    /// Whether the device filled all of the data that it may write.
+    pub(crate) data_filled: bool,
+}
+
+impl Answer {
+    pub(crate) fn status(status: Status) -> Self {
+        Self { status, append_sector: None, data_filled: false }
+    }
+
+    pub(crate) const OK: Self = Self { status: Status::Ok, append_sector: None, data_filled: false };
+    pub(crate) const FILLED: Self = Self { status: Status::Ok, append_sector: None, data_filled: true };
+}
+
+/// The requests of one worker, each in a slot of its own.
+#[derive(Debug, Default)]
+pub(crate) struct Flights {
+    slots: Vec<Option<Flight>>,
+    free: Vec<u32>,
+    len: usize,
+}
+
+impl Flights {
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Takes in a request. Returns its slot.
+    pub(crate) fn insert(&mut self, flight: Flight) -> u32 {
+        self.len += 1;
+        if let Some(slot) = self.free.pop() {
+            if let Some(place) = self.slots.get_mut(index(slot)) {
+                *place = Some(flight);
+            }
+            return slot;
+        }
+        self.slots.push(Some(flight));
+        // No more slots than descriptors in a queue.
+        u32::try_from(self.slots.len() - 1).unwrap_or(u32::MAX)
+    }
+
+    pub(crate) fn get_mut(&mut self, slot: u32) -> Option<&mut Flight> {
+        self.slots.get_mut(index(slot))?.as_mut()
+    }
+
+    pub(crate) fn remove(&mut self, slot: u32) -> Option<Flight> {
+        let flight = self.slots.get_mut(index(slot))?.take()?;
+        self.free.push(slot);
+        self.len -= 1;
+        Some(flight)
+    }
+}
+
+fn index(slot: u32) -> usize {
+    usize::try_from(slot).unwrap_or(usize::MAX)
+}

@@ -1,0 +1,225 @@
+//! A queue's worker: one thread, one lane, and the lane the only place where it waits.
+//!
+//! Around and around: take what the driver gave (`process_ring`), start each request (`execute.rs`), publish what is
+//! answered, wait for the next kick, I/O completion or message.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use virtio_zbd_spec::{Features, Status};
+use virtio_zbd_store::{Event, IoBuffer, Lane, Segments};
+use virtio_zbd_zones::Ticket;
+use vm_memory::GuestMemoryMmap;
+
+use crate::chain;
+use crate::config::Negotiated;
+use crate::disk::Disk;
+use crate::flight::{Answer, Flight, Flights, Step};
+use crate::mailbox::{Mailbox, Message};
+use crate::request::{InHeader, parse};
+use crate::ring::SplitRing;
+use crate::spans::Spans;
+
+/// The lane's name for the driver's kick.
+pub(crate) const KICK: u32 = 0;
+/// The lane's name for the mailbox.
+pub(crate) const MAILBOX: u32 = 1;
+
+/// What a worker has around it.
+pub(crate) struct Place {
+    pub(crate) disk: Arc<Disk>,
+    pub(crate) index: u16,
+    pub(crate) negotiated: Arc<Negotiated>,
+    pub(crate) memory: Arc<GuestMemoryMmap>,
+    pub(crate) mailbox: Arc<Mailbox>,
+    pub(crate) call: Box<dyn Fn() + Send>,
+    pub(crate) broken: Box<dyn Fn() + Send>,
+}
+
+pub(crate) struct Worker {
+    pub(crate) place: Place,
+    ring: SplitRing,
+    pub(crate) lane: Lane,
+    pub(crate) flights: Flights,
+    /// Vectors of buffers that have been used, for the next ones.
+    segments: Vec<Segments>,
+    /// Requests whose zone has become free, in the order in which they waited.
+    retries: VecDeque<u32>,
+    stopping: bool,
+    /// The ring can't be followed any more; only a new start of the queue helps.
+    broken: bool,
+}
+
+impl Worker {
+    pub(crate) fn new(place: Place, ring: SplitRing, lane: Lane) -> Self {
+        Self {
+            place,
+            ring,
+            lane,
+            flights: Flights::default(),
+            segments: Vec::new(),
+            retries: VecDeque::new(),
+            stopping: false,
+            broken: false,
+        }
+    }
+
+    /// Serves the queue until it is told to stop. Returns where to go on in the available ring.
+    pub(crate) fn run(mut self) -> u16 {
+        let index = self.place.index;
+        log::debug!("queue {index}: started, {} entries, {}", self.ring.size(), self.lane.engine_name());
+        let mut events = Vec::new();
+        loop {
+            if !self.stopping && !self.broken {
+                self.process_ring();
+            }
+            while let Some(slot) = self.retries.pop_front() {
+                self.retry(slot);
+            }
+            if self.ring.publish() {
+                (self.place.call)();
+            }
+            if self.stopping && self.flights.is_empty() {
+                break;
+            }
+            if let Err(error) = self.lane.wait(None, &mut events) {
+                // Without its lane the worker hears nothing, not even the stop: it must end here.
+                log::error!("queue {index}: its lane has failed, the queue ends: {error}");
+                break;
+            }
+            for event in events.drain(..) {
+                self.handle(event);
+            }
+        }
+        self.place.disk.mailboxes.unregister(&self.place.mailbox);
+        log::debug!("queue {index}: stopped at {}", self.ring.next_avail());
+        self.ring.next_avail()
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            // The ring is looked at on every round anyway.
+            Event::Wake(KICK) => {}
+            Event::Wake(_) => {
+                for message in self.place.mailbox.take() {
+                    match message {
+                        Message::Retry(slot) => self.retries.push_back(slot),
+                        Message::Committed(slot, end) => self.committed(slot, end),
+                        Message::Stop => self.stopping = true,
+                    }
+                }
+            }
+            Event::Done { token, buffer, result } => {
+                self.segments.extend(buffer.map(IoBuffer::recycle));
+                // A token is a slot: see `token`.
+                self.io_done(u32::try_from(token).unwrap_or(u32::MAX), result);
+            }
+        }
+    }
+
+    /// Takes requests until the ring is empty, or as many are under way as it has entries: a driver that gives more is
+    /// lying, and must not make this side grow without bound.
+    fn process_ring(&mut self) {
+        self.ring.disable_kicks();
+        loop {
+            while self.flights.len() < usize::from(self.ring.size()) {
+                match self.ring.pop() {
+                    Ok(Some(head)) => self.take(head),
+                    Ok(None) => break,
+                    Err(error) => {
+                        log::error!("queue {}: {error}; the queue is not served any more", self.place.index);
+                        self.broken = true;
+                        (self.place.broken)();
+                        return;
+                    }
+                }
+            }
+            let full = self.flights.len() >= usize::from(self.ring.size());
+            if full || !self.ring.enable_kicks() {
+                return;
+            }
+        }
+    }
+
+    /// Takes one chain: walks it, parses it, starts what it asks for.
+    fn take(&mut self, head: u16) {
+        let place = &self.place;
+        let taken = log::log_enabled!(target: "vzbd::request", log::Level::Trace).then(Instant::now);
+        let indirect = place.negotiated.has(Features::INDIRECT_DESC);
+        let table = self.ring.descriptor_table();
+        match chain::walk(&place.memory, table, self.ring.size(), head, indirect) {
+            Ok(chain) => {
+                let parsed = parse(&place.memory, chain, &place.negotiated);
+                let in_header = parsed.in_header;
+                let slot = self.flights.insert(Flight { head, in_header, step: Step::Starting, taken });
+                match parsed.request {
+                    Ok(request) => self.start(slot, request),
+                    Err(status) => self.answer(slot, Answer::status(status)),
+                }
+            }
+            Err(broken) => {
+                log::warn!("queue {}: a broken chain at descriptor {head}: {}", place.index, broken.error);
+                let mut in_header = InHeader::default();
+                if let Some((addr, len)) = broken.tail {
+                    let mut tail = Spans::default();
+                    if tail.push((addr, len)).is_ok() {
+                        in_header.status = tail.split_back(1).unwrap_or_default();
+                    }
+                    // Nothing before the status is written, however much of it there is.
+                    in_header.data_len_bytes = u32::MAX;
+                }
+                let slot = self.flights.insert(Flight { head, in_header, step: Step::Starting, taken });
+                self.answer(slot, Answer::status(Status::IoErr));
+            }
+        }
+    }
+
+    /// Writes the answer where the driver looks for it, and gives the chain back.
+    pub(crate) fn answer(&mut self, slot: u32, answer: Answer) {
+        let Some(flight) = self.flights.remove(slot) else { return };
+        let Flight { head, in_header, taken, .. } = flight;
+        let mut in_header_len_bytes = in_header.status.len_bytes();
+        if let Some(spans) = &in_header.append_sector {
+            let sector = answer.append_sector.unwrap_or(0);
+            spans.write(&self.place.memory, 0, &sector.to_le_bytes());
+            in_header_len_bytes += spans.len_bytes();
+        }
+        in_header.status.write(&self.place.memory, 0, &[answer.status as u8]);
+        // The used length is how much was written from the first byte on without a hole (2.7.8): with data that was left as it is,
+        // nothing.
+        let data_len_bytes = in_header.data_len_bytes;
+        let written_bytes = match data_len_bytes == 0 || answer.data_filled {
+            true => data_len_bytes.saturating_add(in_header_len_bytes),
+            false => 0,
+        };
+        self.ring.push_used(head, written_bytes);
+        if let Some(taken) = taken {
+            log::trace!(
+                target: "vzbd::request",
+                "queue {} head {head}: {:?}{} after {:?}",
+                self.place.index,
+                answer.status,
+                answer.append_sector.map(|sector| format!(" at sector {sector}")).unwrap_or_default(),
+                taken.elapsed()
+            );
+        }
+    }
+
+    /// A buffer over a request's data; the data's place was checked by the chain's walk.
+    pub(crate) fn buffer(&mut self, data: &Spans) -> Option<IoBuffer> {
+        // No more vectors are kept than requests are under way at once.
+        let segments = self.segments.pop().unwrap_or_default();
+        IoBuffer::guest_with(segments, Arc::clone(&self.place.memory), data.as_slice()).ok()
+    }
+
+    /// Sends requests that waited for a zone back on their way, each to its own worker.
+    pub(crate) fn wake(&mut self, woken: Vec<Ticket>) {
+        for ticket in woken {
+            match self.place.mailbox.own_slot(ticket) {
+                Some(slot) => self.retries.push_back(slot),
+                None => self.place.disk.mailboxes.post(ticket, Message::Retry),
+            }
+        }
+    }
+}

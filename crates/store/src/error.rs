@@ -1,0 +1,65 @@
+//! What can go wrong with a store.
+
+use std::io;
+
+use thiserror::Error;
+use virtio_zbd_zones::ZoneState;
+
+use crate::image::ImageFault;
+
+/// Why a store could not be made, opened, or could not do what it was told.
+#[derive(Debug, Error)]
+#[allow(missing_docs, reason = "the message of each variant names its fields")]
+pub enum StoreError {
+    /// The system said no.
+    #[error("{name}: {what}: {source}")]
+    Io { name: String, what: &'static str, source: io::Error },
+    /// It is no image, or one that can't be used.
+    #[error("{name}: {fault}")]
+    Image { name: String, fault: ImageFault },
+    /// A raw disk would be made of something that is an image: its zones would be destroyed without a word.
+    #[error("{name} is a vzbd image, not a raw disk; serve it as an image")]
+    RawImage { name: String },
+    /// Not something that a raw disk can be made of.
+    #[error("{name} is {found}; a raw disk is a regular file or a block device")]
+    RawKind { name: String, found: &'static str },
+    /// A raw disk is a whole number of sectors, at least one.
+    #[error("{name} has {len_bytes} bytes; a disk needs a multiple of 512, and at least 512")]
+    RawLength { name: String, len_bytes: u64 },
+    /// Another program, or another part of this one, holds the lock.
+    #[error(
+        "{name} is in use by another program (or another disk of this one); only one may write to it at a time"
+    )]
+    InUse { name: String },
+    /// There is a file already.
+    #[error("{name} exists already; choose another name, or say that it may be overwritten")]
+    Exists { name: String },
+    /// An earlier sync failed. Linux forgets what it could not write then, so a later success would prove nothing.
+    #[error(
+        "{name}: writing to the medium failed before ({first}); nothing can be made durable any more until the disk is \
+         opened again, which will go back to the last successful flush. Look at the host's disk and its free space first"
+    )]
+    SyncFailed { name: String, first: String },
+    /// The disk was opened for reading.
+    #[error("{name} is open for reading only")]
+    ReadOnly { name: String },
+    /// The disk was closed.
+    #[error("{name} is closed")]
+    Closed { name: String },
+    /// A commit named a zone that the disk does not have.
+    #[error("{name}: zone {zone} does not exist; the disk has {zone_count} zones")]
+    NoSuchZone { name: String, zone: u32, zone_count: u32 },
+    /// A commit was to reset a zone that was not published as empty, so its data is in use.
+    #[error("{name}: zone {zone} was to be reset but is not empty: {found:?}")]
+    NotEmpty { name: String, zone: u32, found: Option<ZoneState> },
+    /// The disk is too long to be held in memory.
+    #[error("a disk of {capacity_bytes} bytes can't be held in memory: {source}")]
+    Memory { capacity_bytes: u64, source: io::Error },
+}
+
+impl StoreError {
+    pub(crate) fn io(name: impl Into<String>, what: &'static str) -> impl FnOnce(io::Error) -> Self {
+        let name = name.into();
+        move |source| Self::Io { name, what, source }
+    }
+}

@@ -1,0 +1,282 @@
+//! Making things durable, in the one order that keeps D1 to D3.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+
+use virtio_zbd_zones::{Geometry, ZoneState};
+
+use super::format::{BOOT_ID_IN_DOUBT, Layout};
+use super::pages::{PageBook, checked_state, count_active, is_active};
+use super::{Book, Halt, ImageStore};
+use crate::error::StoreError;
+use crate::medium::{LiveWords, Medium, clear};
+use crate::store::{Commit, CommitOutcome};
+
+/// New content for some pages: the states of their zones, in words.
+pub(super) type Changes = BTreeMap<u32, Vec<u64>>;
+
+impl ImageStore {
+    /// # The order
+    /// 1. The zone states are copied out of the live area. A state is published after its data has been written, so all
+    ///    the data that the copy speaks of has been written by now.
+    /// 2. The data is synced, if the batch speaks of any: a flush or a finish. A reset speaks of none. (D1, D2)
+    /// 3. The changed pages are written, each to the slot that does not count, and synced. A power cut before the end of
+    ///    this leaves some pages old and some new, and both are right: a page's zones do not depend on another's.
+    /// 4. The holes of reset zones are punched. Not before: a power cut would find a zone full of zeros with a write
+    ///    pointer behind them. Whoever opens the image after a crash between 3 and 4 punches them then.
+    ///
+    /// Without a flush only the entries of the zones that were named are taken from the live area. The others keep what the medium has: their
+    /// data is not synced, so a new write pointer could become durable before what lies below it.
+    pub(super) fn commit_work(&self, book: &mut Book, work: &Commit<'_>) -> CommitOutcome {
+        let Some(live) = self.live() else {
+            return CommitOutcome::failed(StoreError::ReadOnly { name: self.name() });
+        };
+        if let Some(halt) = &book.halt {
+            return CommitOutcome::failed(halt.error(self.name()));
+        }
+        if let Err(error) = self.make_durable(book, live, work) {
+            return CommitOutcome::failed(error);
+        }
+        CommitOutcome { durable: Ok(()), hole_failures: self.punch(work.reset) }
+    }
+
+    fn make_durable(&self, book: &mut Book, live: &LiveWords, work: &Commit<'_>) -> Result<(), StoreError> {
+        self.check_named(live, work)?;
+        let taken = if work.flush { self.dirty.take() } else { Vec::new() };
+        let result = self.write_states(book, live, work, &taken);
+        if result.is_err() {
+            self.dirty.mark_all(&taken);
+            // These may be half written, or written and not synced: the next flush has to see to them.
+            for &zone in work.finished.iter().chain(work.reset) {
+                self.dirty.mark(Layout::page_of(zone));
+            }
+        }
+        result
+    }
+
+    fn write_states(
+        &self,
+        book: &mut Book,
+        live: &LiveWords,
+        work: &Commit<'_>,
+        taken: &[u32],
+    ) -> Result<(), StoreError> {
+        let mut changes = self.snapshot(&book.pages, live, work, taken)?;
+        if (work.flush || !work.finished.is_empty())
+            && let Err(error) = self.medium.sync_data()
+        {
+            return Err(self.sync_failed(book, error));
+        }
+        changes.retain(|&page, states| book.pages.needs_write(&self.layout, page, states));
+        write_pages(&mut book.pages, &*self.medium, &self.geometry, &self.layout, changes).map_err(
+            |failure| match failure {
+                PageFailure::Write(error) => StoreError::io(self.name(), "writing zone states")(error),
+                PageFailure::Sync(error) => self.sync_failed(book, error),
+            },
+        )
+    }
+
+    /// What the pages shall hold: the live states of all zones in `taken` and of the named ones, the shadow of the others.
+    fn snapshot(
+        &self,
+        pages: &PageBook,
+        live: &LiveWords,
+        work: &Commit<'_>,
+        taken: &[u32],
+    ) -> Result<Changes, StoreError> {
+        let mut changes = Changes::new();
+        for &page in taken {
+            let states = self.layout.page_zones(page).map(|zone| self.live_bits(live, zone));
+            changes.insert(page, states.collect::<Result<_, _>>()?);
+        }
+        for &zone in work.finished.iter().chain(work.reset) {
+            let bits = self.live_bits(live, zone)?;
+            self.set(&mut changes, pages, zone, bits);
+        }
+        if work.flush && self.geometry.max_active_zones() != 0 {
+            self.drop_overtaken(&mut changes, pages, live)?;
+        }
+        Ok(changes)
+    }
+
+    /// The words were read one after the other. Meanwhile one zone can have become full or empty after its word was read, and
+    /// another one active in its place before its word was read: together they would be more than may be active, and
+    /// the image could not be opened. So all zones that the snapshot calls active are read again, and those that are active no longer
+    /// are taken as they are now. What remains was active at the moment between the two readings, all of it: a zone that has data
+    /// and stops being active stays so until its reset is committed, and no other commit runs. (Zones without data don't count
+    /// as active in a page: a restart finds them empty.) Pages that became dirty in between are looked at for the same reason, and
+    /// stay dirty.
+    fn drop_overtaken(
+        &self,
+        changes: &mut Changes,
+        pages: &PageBook,
+        live: &LiveWords,
+    ) -> Result<(), StoreError> {
+        let mut looked_at: Vec<u32> = changes.keys().copied().collect();
+        looked_at.extend(self.dirty.peek());
+        for page in looked_at {
+            let zones = self.layout.page_zones(page);
+            let states = changes.get(&page).map_or(pages.shadow_of(&self.layout, page), Vec::as_slice);
+            let active: Vec<u32> =
+                zones.zip(states).filter(|(_, bits)| is_active(**bits)).map(|(zone, _)| zone).collect();
+            for zone in active {
+                let bits = self.live_bits(live, zone)?;
+                if !is_active(bits) {
+                    self.set(changes, pages, zone, bits);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts one zone's state into the changes, its page's others from the shadow if the page is new there.
+    fn set(&self, changes: &mut Changes, pages: &PageBook, zone: u32, bits: u64) {
+        let page = Layout::page_of(zone);
+        let states = changes.entry(page).or_insert_with(|| pages.shadow_of(&self.layout, page).to_vec());
+        let within = zone.saturating_sub(self.layout.page_zones(page).start);
+        if let Some(entry) = usize::try_from(within).ok().and_then(|index| states.get_mut(index)) {
+            *entry = bits;
+        }
+    }
+
+    /// The live state of a zone, as a restart shall find it.
+    fn live_bits(&self, live: &LiveWords, zone: u32) -> Result<u64, StoreError> {
+        let bits = live.load(usize::try_from(zone).unwrap_or(usize::MAX)).unwrap_or(u64::MAX);
+        let offset_bytes = self.layout.live.start + 8 * u64::from(zone);
+        // Only `publish` writes there. But the file can be written by others, and what goes into a page must be right.
+        let state = checked_state(&self.geometry, zone, bits, "live area", offset_bytes)
+            .map_err(|fault| StoreError::Image { name: self.name(), fault })?;
+        Ok(state.after_restart(&self.geometry, zone).to_bits())
+    }
+
+    /// The named zones exist, and those to be reset are empty: their data will go.
+    fn check_named(&self, live: &LiveWords, work: &Commit<'_>) -> Result<(), StoreError> {
+        let zone_count = self.geometry.zone_count();
+        for &zone in work.finished.iter().chain(work.reset) {
+            if zone >= zone_count {
+                return Err(StoreError::NoSuchZone { name: self.name(), zone, zone_count });
+            }
+        }
+        for &zone in work.reset {
+            let found = live.load(usize::try_from(zone).unwrap_or(usize::MAX)).and_then(ZoneState::from_bits);
+            if found != Some(ZoneState::EMPTY) {
+                return Err(StoreError::NotEmpty { name: self.name(), zone, found });
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the data of reset zones. Where that fails the zone is named, and the image will not be marked as clean, so that whoever opens it next tries again.
+    fn punch(&self, reset: &[u32]) -> Vec<(u32, StoreError)> {
+        let mut failures = Vec::new();
+        for zones in runs(reset) {
+            let bytes = |zone| self.layout.zone_bytes(&self.geometry, zone);
+            let whole = bytes(zones.start).start..bytes(zones.end - 1).end;
+            if clear(&*self.medium, whole).is_ok() {
+                continue;
+            }
+            for zone in zones {
+                if let Err(error) = clear(&*self.medium, bytes(zone)) {
+                    self.unswept.store(true, Ordering::Release);
+                    failures.push((zone, StoreError::io(self.name(), "removing a reset zone's data")(error)));
+                }
+            }
+        }
+        failures
+    }
+
+    /// A sync has failed. What was written since the last one may be on the medium, or gone, and Linux will not say so twice: nothing can be promised
+    /// until the image is opened again. That opening must not believe the live area, because the data that it speaks of
+    /// may be gone; the mark for that needs to outlive this process only, so it is not synced.
+    pub(super) fn sync_failed(&self, book: &mut Book, error: io::Error) -> StoreError {
+        let in_doubt = book.superblocks.write_unsynced(&*self.medium, |superblock| {
+            superblock.live_boot_id = BOOT_ID_IN_DOUBT;
+        });
+        if let Err(error) = in_doubt {
+            log::error!("{}: the image can't be marked as in doubt: {error}", self.name());
+        }
+        log::error!(
+            "{}: a sync failed ({error}); the last successful flush is what the image goes back to",
+            self.name()
+        );
+        book.halt = Some(Halt::SyncFailed(error.to_string()));
+        StoreError::io(self.name(), "bringing data to the medium")(error)
+    }
+}
+
+/// Which half of writing pages failed.
+pub(super) enum PageFailure {
+    /// The slots that count are as they were.
+    Write(io::Error),
+    /// Nothing is known of the slots that were written.
+    Sync(io::Error),
+}
+
+/// Writes pages and syncs them.
+///
+/// A power cut can leave any of the pages old and the others new. That must not add up to more active zones than the disk
+/// allows: where it could, the pages that lose active zones are made durable before those that gain any.
+pub(super) fn write_pages(
+    pages: &mut PageBook,
+    medium: &dyn Medium,
+    geometry: &Geometry,
+    layout: &Layout,
+    changes: Changes,
+) -> Result<(), PageFailure> {
+    let max_active = usize::try_from(geometry.max_active_zones()).unwrap_or(usize::MAX);
+    let mut worst = pages.active();
+    let (mut losing, mut gaining) = (Changes::new(), Changes::new());
+    for (page, states) in changes {
+        let (before, after) = (count_active(pages.shadow_of(layout, page)), count_active(&states));
+        worst += after.saturating_sub(before);
+        if after > before {
+            gaining.insert(page, states)
+        } else {
+            losing.insert(page, states)
+        };
+    }
+    if max_active == 0 || worst <= max_active {
+        losing.append(&mut gaining);
+    }
+    for batch in [losing, gaining] {
+        if batch.is_empty() {
+            continue;
+        }
+        for (&page, states) in &batch {
+            pages.write(medium, layout, page, states).map_err(PageFailure::Write)?;
+        }
+        medium.sync_data().map_err(PageFailure::Sync)?;
+        for (&page, states) in &batch {
+            pages.settle(layout, page, states);
+        }
+    }
+    Ok(())
+}
+
+/// The zones in ascending order, neighbours joined.
+fn runs(zones: &[u32]) -> Vec<Range<u32>> {
+    let mut sorted = zones.to_vec();
+    sorted.sort_unstable();
+    sorted.dedup();
+    let mut runs: Vec<Range<u32>> = Vec::new();
+    for zone in sorted {
+        match runs.last_mut() {
+            Some(run) if run.end == zone => run.end += 1,
+            _ => runs.push(zone..zone + 1),
+        }
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_are_punched_as_one() {
+        assert_eq!(runs(&[5, 3, 4, 9, 3]), [3..6, 9..10]);
+        assert_eq!(runs(&[]), []);
+    }
+}

@@ -1,0 +1,384 @@
+//! The bytes of an image, as `docs/format.md` gives them. No I/O here, and no decision.
+
+use std::mem::{offset_of, size_of};
+use std::ops::Range;
+
+use virtio_zbd_zones::{Geometry, GeometryConfig, SECTOR_LEN_BYTES};
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use super::fault::ImageFault;
+
+/// Length of a superblock copy and of a slot of a zone-state page: what a medium is expected to write in one piece, or to leave
+/// in a state that the checksum tells from both the old and the new.
+pub(crate) const BLOCK_LEN_BYTES: u64 = 4096;
+
+/// Where the two superblock copies are.
+pub(crate) const SUPERBLOCK_OFFSETS_BYTES: [u64; 2] = [0, BLOCK_LEN_BYTES];
+
+/// The first bytes of both superblock copies.
+pub(crate) const MAGIC: [u8; 8] = *b"VZBDIMG\x1a";
+
+/// The first bytes of every zone-state page.
+const PAGE_MAGIC: [u8; 8] = *b"VZBDZNS\x1a";
+
+/// The version that this code writes, and the only one that it reads.
+pub(crate) const VERSION: u32 = 1;
+
+/// The same, where bytes are counted in memory.
+pub(crate) const BLOCK_LEN: usize = 4096;
+
+/// Zones in one zone-state page.
+pub(crate) const PAGE_ZONES: u32 = 504;
+
+/// The live area begins at a multiple of this: of every page size that Linux maps files with.
+const LIVE_ALIGN_BYTES: u64 = 64 << 10;
+
+/// The data area begins at a multiple of this.
+const DATA_ALIGN_BYTES: u64 = 1 << 20;
+
+/// Sequence numbers stay below this, so that one more is always a larger one. At a million commits a second it is reached in 146,000 years.
+const SEQUENCE_END: u64 = 1 << 62;
+
+/// `live_boot_id` of an image that was closed cleanly.
+pub(crate) const BOOT_ID_CLEAN: [u8; 16] = [0; 16];
+
+/// `live_boot_id` after a sync has failed: no boot has it, so the live area is not believed.
+pub(crate) const BOOT_ID_IN_DOUBT: [u8; 16] = [0xff; 16];
+
+/// One copy of the superblock.
+#[derive(Clone, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub(crate) struct Superblock {
+    pub(crate) magic: [u8; 8],
+    pub(crate) version: U32,
+    pub(crate) crc32c: U32,
+    pub(crate) sequence: U64,
+    pub(crate) uuid: [u8; 16],
+    pub(crate) live_boot_id: [u8; 16],
+    pub(crate) features_compat: U64,
+    pub(crate) features_ro_compat: U64,
+    pub(crate) features_incompat: U64,
+    pub(crate) capacity_sectors: U64,
+    pub(crate) zone_sectors: U32,
+    pub(crate) zone_capacity_sectors: U32,
+    pub(crate) conventional_zones: U32,
+    pub(crate) max_open_zones: U32,
+    pub(crate) max_active_zones: U32,
+    pub(crate) max_append_sectors: U32,
+    pub(crate) write_granularity_bytes: U32,
+    pub(crate) zone_count: U32,
+    pub(crate) pages_offset_bytes: U64,
+    pub(crate) pages_len_bytes: U64,
+    pub(crate) live_offset_bytes: U64,
+    pub(crate) live_len_bytes: U64,
+    pub(crate) data_offset_bytes: U64,
+    pub(crate) data_len_bytes: U64,
+    pub(crate) page_sequence_sum: U64,
+    pub(crate) reserved: [u8; 3920],
+}
+
+/// One slot of a zone-state page.
+#[derive(Clone, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub(crate) struct StatePage {
+    magic: [u8; 8],
+    page_index: U32,
+    crc32c: U32,
+    pub(crate) sequence: U64,
+    uuid: [u8; 16],
+    reserved: [u8; 24],
+    pub(crate) entries: [U64; 504],
+}
+
+const _: () = {
+    assert!(size_of::<Superblock>() == BLOCK_LEN && size_of::<StatePage>() == BLOCK_LEN);
+    // The checksum is at the same place in both, in this and every later version.
+    assert!(offset_of!(Superblock, version) == 8);
+    assert!(offset_of!(Superblock, crc32c) == 12 && offset_of!(StatePage, crc32c) == 12);
+    assert!(offset_of!(Superblock, sequence) == 16 && offset_of!(StatePage, sequence) == 16);
+    assert!(offset_of!(Superblock, uuid) == 24 && offset_of!(StatePage, uuid) == 24);
+    assert!(offset_of!(Superblock, live_boot_id) == 40);
+    assert!(offset_of!(Superblock, features_compat) == 56);
+    assert!(offset_of!(Superblock, features_ro_compat) == 64);
+    assert!(offset_of!(Superblock, features_incompat) == 72);
+    assert!(offset_of!(Superblock, capacity_sectors) == 80);
+    assert!(offset_of!(Superblock, zone_sectors) == 88);
+    assert!(offset_of!(Superblock, zone_capacity_sectors) == 92);
+    assert!(offset_of!(Superblock, conventional_zones) == 96);
+    assert!(offset_of!(Superblock, max_open_zones) == 100);
+    assert!(offset_of!(Superblock, max_active_zones) == 104);
+    assert!(offset_of!(Superblock, max_append_sectors) == 108);
+    assert!(offset_of!(Superblock, write_granularity_bytes) == 112);
+    assert!(offset_of!(Superblock, zone_count) == 116);
+    assert!(offset_of!(Superblock, pages_offset_bytes) == 120);
+    assert!(offset_of!(Superblock, pages_len_bytes) == 128);
+    assert!(offset_of!(Superblock, live_offset_bytes) == 136);
+    assert!(offset_of!(Superblock, live_len_bytes) == 144);
+    assert!(offset_of!(Superblock, data_offset_bytes) == 152);
+    assert!(offset_of!(Superblock, data_len_bytes) == 160);
+    assert!(offset_of!(Superblock, page_sequence_sum) == 168);
+    assert!(offset_of!(Superblock, reserved) == 176);
+    assert!(offset_of!(StatePage, page_index) == 8);
+    assert!(offset_of!(StatePage, reserved) == 40);
+    assert!(offset_of!(StatePage, entries) == 64);
+};
+
+/// Why a superblock copy or a page slot counts for nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unusable {
+    Magic,
+    Checksum { expected: u32, found: u32 },
+    OtherImage,
+    OtherPage { found: u32 },
+    Sequence { found: u64 },
+}
+
+impl std::fmt::Display for Unusable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Magic => f.write_str("does not begin with the magic number"),
+            Self::Checksum { expected, found } => {
+                write!(f, "has checksum {found:#010x} where its content gives {expected:#010x}")
+            }
+            Self::OtherImage => f.write_str("belongs to another image"),
+            Self::OtherPage { found } => write!(f, "says that it is page {found}"),
+            Self::Sequence { found } => write!(f, "has the impossible sequence number {found}"),
+        }
+    }
+}
+
+/// CRC32C over a block whose bytes 12 to 15, the checksum's own place, count as zeros.
+fn checksum(block: &[u8]) -> u32 {
+    let (head, tail) = block.split_at(block.len().min(16));
+    let crc = crc32c::crc32c(&head[..head.len().min(12)]);
+    crc32c::crc32c_append(crc32c::crc32c_append(crc, &[0; 4]), tail)
+}
+
+impl Superblock {
+    /// The superblock of a new image, closed cleanly.
+    pub(crate) fn new(geometry: &Geometry, layout: &Layout, uuid: [u8; 16], page_sequence_sum: u64) -> Self {
+        let config = geometry.config();
+        let len = |range: &Range<u64>| U64::new(range.end - range.start);
+        Self {
+            magic: MAGIC,
+            version: VERSION.into(),
+            crc32c: 0.into(),
+            sequence: 1.into(),
+            uuid,
+            live_boot_id: BOOT_ID_CLEAN,
+            features_compat: 0.into(),
+            features_ro_compat: 0.into(),
+            features_incompat: 0.into(),
+            capacity_sectors: config.capacity_sectors.into(),
+            zone_sectors: config.zone_sectors.into(),
+            zone_capacity_sectors: config.zone_capacity_sectors.into(),
+            conventional_zones: config.conventional_zones.into(),
+            max_open_zones: config.max_open_zones.into(),
+            max_active_zones: config.max_active_zones.into(),
+            max_append_sectors: config.max_append_sectors.into(),
+            write_granularity_bytes: config.write_granularity_bytes.into(),
+            zone_count: geometry.zone_count().into(),
+            pages_offset_bytes: layout.pages.start.into(),
+            pages_len_bytes: len(&layout.pages),
+            live_offset_bytes: layout.live.start.into(),
+            live_len_bytes: len(&layout.live),
+            data_offset_bytes: layout.data.start.into(),
+            data_len_bytes: len(&layout.data),
+            page_sequence_sum: page_sequence_sum.into(),
+            reserved: [0; 3920],
+        }
+    }
+
+    /// The superblock in `block`, if it is one and whole. Its version and everything in it are still to be judged.
+    pub(crate) fn parse(block: &[u8]) -> Result<Self, Unusable> {
+        let superblock = Self::read_from_bytes(block).map_err(|_| Unusable::Magic)?;
+        if superblock.magic != MAGIC {
+            return Err(Unusable::Magic);
+        }
+        let (expected, found) = (checksum(block), superblock.crc32c.get());
+        if expected != found {
+            return Err(Unusable::Checksum { expected, found });
+        }
+        match superblock.sequence.get() {
+            found if found >= SEQUENCE_END => Err(Unusable::Sequence { found }),
+            _ => Ok(superblock),
+        }
+    }
+
+    /// The bytes, with the checksum in place.
+    pub(crate) fn seal(&mut self) -> &[u8] {
+        self.crc32c = checksum(self.as_bytes()).into();
+        self.as_bytes()
+    }
+
+    /// The wish for the geometry, unchecked.
+    pub(crate) fn geometry_config(&self) -> GeometryConfig {
+        GeometryConfig {
+            capacity_sectors: self.capacity_sectors.get(),
+            zone_sectors: self.zone_sectors.get(),
+            zone_capacity_sectors: self.zone_capacity_sectors.get(),
+            conventional_zones: self.conventional_zones.get(),
+            max_open_zones: self.max_open_zones.get(),
+            max_active_zones: self.max_active_zones.get(),
+            max_append_sectors: self.max_append_sectors.get(),
+            write_granularity_bytes: self.write_granularity_bytes.get(),
+        }
+    }
+}
+
+impl StatePage {
+    /// A page of zone states, sealed.
+    pub(crate) fn new(uuid: [u8; 16], page_index: u32, sequence: u64, states: &[u64]) -> Self {
+        let mut page = Self::new_zeroed();
+        page.magic = PAGE_MAGIC;
+        page.page_index = page_index.into();
+        page.sequence = sequence.into();
+        page.uuid = uuid;
+        for (entry, &state) in page.entries.iter_mut().zip(states) {
+            *entry = state.into();
+        }
+        page.crc32c = checksum(page.as_bytes()).into();
+        page
+    }
+
+    /// The page in `block`, if it is this page of this image, and whole.
+    pub(crate) fn parse(block: &[u8], uuid: [u8; 16], page_index: u32) -> Result<Self, Unusable> {
+        let page = Self::read_from_bytes(block).map_err(|_| Unusable::Magic)?;
+        if page.magic != PAGE_MAGIC {
+            return Err(Unusable::Magic);
+        }
+        let (expected, found) = (checksum(block), page.crc32c.get());
+        if expected != found {
+            return Err(Unusable::Checksum { expected, found });
+        }
+        if page.uuid != uuid {
+            return Err(Unusable::OtherImage);
+        }
+        if page.page_index.get() != page_index {
+            return Err(Unusable::OtherPage { found: page.page_index.get() });
+        }
+        match page.sequence.get() {
+            found if found >= SEQUENCE_END => Err(Unusable::Sequence { found }),
+            _ => Ok(page),
+        }
+    }
+}
+
+/// Where the areas of an image are, in bytes from the file's start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Layout {
+    /// The zone-state pages: first slot 0 of all pages, then slot 1 of all pages.
+    pub(crate) pages: Range<u64>,
+    /// One word a zone.
+    pub(crate) live: Range<u64>,
+    /// The sectors.
+    pub(crate) data: Range<u64>,
+    pub(crate) page_count: u32,
+    zone_count: u32,
+}
+
+impl Layout {
+    /// The layout of a new image; `None` if its file would be longer than a file can be.
+    pub(crate) fn new(geometry: &Geometry) -> Option<Self> {
+        let zone_count = geometry.zone_count();
+        let page_count = page_count(zone_count);
+        let pages_start = SUPERBLOCK_OFFSETS_BYTES[1] + BLOCK_LEN_BYTES;
+        let pages = pages_start..pages_start + pages_len_bytes(page_count);
+        let live_start = pages.end.next_multiple_of(LIVE_ALIGN_BYTES);
+        let live = live_start..live_start + live_len_bytes(zone_count);
+        let data_start = live.end.next_multiple_of(DATA_ALIGN_BYTES);
+        let data_len = geometry.capacity_sectors().checked_mul(SECTOR_LEN_BYTES.into())?;
+        let data = data_start..data_start.checked_add(data_len)?;
+        i64::try_from(data.end).ok()?;
+        Some(Self { pages, live, data, page_count, zone_count })
+    }
+
+    /// The layout that a superblock gives, held against the geometry and the file's length.
+    ///
+    /// # Errors
+    /// The first value that can't be.
+    pub(crate) fn check(
+        superblock: &Superblock,
+        geometry: &Geometry,
+        file_len_bytes: u64,
+    ) -> Result<Self, ImageFault> {
+        let zone_count = geometry.zone_count();
+        let page_count = page_count(zone_count);
+        let data_len = geometry.capacity_sectors().checked_mul(SECTOR_LEN_BYTES.into());
+        let expect = |what, expected: u64, found: u64| {
+            if expected == found { Ok(()) } else { Err(ImageFault::Value { what, expected, found }) }
+        };
+        expect("the number of zones", zone_count.into(), superblock.zone_count.get().into())?;
+        expect(
+            "the length of the zone-state area",
+            pages_len_bytes(page_count),
+            superblock.pages_len_bytes.get(),
+        )?;
+        expect("the length of the live area", live_len_bytes(zone_count), superblock.live_len_bytes.get())?;
+        expect("the length of the data area", data_len.unwrap_or(u64::MAX), superblock.data_len_bytes.get())?;
+
+        let mut end_bytes = SUPERBLOCK_OFFSETS_BYTES[1] + BLOCK_LEN_BYTES;
+        let mut area = |what, offset: U64, len: U64, align_bytes| {
+            let (start, len) = (offset.get(), len.get());
+            let fault =
+                ImageFault::Place { what, offset_bytes: start, lowest_offset_bytes: end_bytes, align_bytes };
+            if start < end_bytes || !start.is_multiple_of(align_bytes) {
+                return Err(fault);
+            }
+            end_bytes = start.checked_add(len).filter(|&end| i64::try_from(end).is_ok()).ok_or(fault)?;
+            Ok(start..end_bytes)
+        };
+        let pages = area(
+            "zone-state area",
+            superblock.pages_offset_bytes,
+            superblock.pages_len_bytes,
+            BLOCK_LEN_BYTES,
+        )?;
+        let live =
+            area("live area", superblock.live_offset_bytes, superblock.live_len_bytes, LIVE_ALIGN_BYTES)?;
+        let data =
+            area("data area", superblock.data_offset_bytes, superblock.data_len_bytes, DATA_ALIGN_BYTES)?;
+        if data.end > file_len_bytes {
+            return Err(ImageFault::TooShort { expected_bytes: data.end, found_bytes: file_len_bytes });
+        }
+        Ok(Self { pages, live, data, page_count, zone_count })
+    }
+
+    /// Where slot `slot` (0 or 1) of a page is.
+    pub(crate) fn slot_offset_bytes(&self, page: u32, slot: u8) -> u64 {
+        let index = u64::from(page) + u64::from(slot) * u64::from(self.page_count);
+        self.pages.start + index * BLOCK_LEN_BYTES
+    }
+
+    /// The zones of a page.
+    pub(crate) fn page_zones(&self, page: u32) -> Range<u32> {
+        let start = page.saturating_mul(PAGE_ZONES).min(self.zone_count);
+        start..start.saturating_add(PAGE_ZONES).min(self.zone_count)
+    }
+
+    /// The page that a zone's state is in.
+    pub(crate) fn page_of(zone: u32) -> u32 {
+        zone / PAGE_ZONES
+    }
+
+    /// Where the sectors of a zone are.
+    pub(crate) fn zone_bytes(&self, geometry: &Geometry, zone: u32) -> Range<u64> {
+        let sector_len = u64::from(SECTOR_LEN_BYTES);
+        let start = self.data.start + geometry.zone_start(zone) * sector_len;
+        start..start + u64::from(geometry.zone_len_sectors(zone)) * sector_len
+    }
+}
+
+fn page_count(zone_count: u32) -> u32 {
+    zone_count.div_ceil(PAGE_ZONES)
+}
+
+fn pages_len_bytes(page_count: u32) -> u64 {
+    u64::from(page_count) * BLOCK_LEN_BYTES * 2
+}
+
+/// Whole blocks, so that nothing else shares a memory page with a live word.
+fn live_len_bytes(zone_count: u32) -> u64 {
+    (u64::from(zone_count) * 8).next_multiple_of(LIVE_ALIGN_BYTES)
+}

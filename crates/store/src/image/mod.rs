@@ -1,0 +1,353 @@
+//! A zoned disk in one file.
+//!
+//! The bytes are described in `docs/format.md`. How the modules share the work: `format` knows the bytes, `superblock` and
+//! `pages` the two things that are kept twice, `recover` opens, `commit` makes durable, `create` makes new images.
+
+mod commit;
+mod create;
+mod dirty;
+mod fault;
+mod format;
+mod pages;
+mod recover;
+mod superblock;
+
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use uuid::Uuid;
+use virtio_zbd_zones::{Geometry, ZoneState};
+
+use crate::error::StoreError;
+use crate::lane::{EngineChoice, Lane, Target};
+use crate::lock::{self, FileKind};
+use crate::medium::{FileMedium, LiveWords, Medium};
+use crate::store::{Commit, CommitOutcome, Identity, Store};
+pub use create::CreateOptions;
+use dirty::DirtyPages;
+pub use fault::{ImageFault, ZoneRanges};
+use format::{BOOT_ID_CLEAN, Layout};
+use pages::PageBook;
+pub use recover::LastUse;
+use recover::{Checked, boot_id};
+use superblock::Superblocks;
+pub(crate) use superblock::is_image;
+
+/// How an image is opened.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OpenOptions {
+    /// Nothing is written, not even a mark; others may read at the same time.
+    pub read_only: bool,
+    /// What stands for this boot of the machine; `None`: what the kernel says. A test uses it to play a power cut.
+    pub boot_id: Option<[u8; 16]>,
+}
+
+/// A zoned disk in one file.
+///
+/// Dropping it without [`close`](Store::close) leaves the image as a kill would: nothing that was published is lost as long as the
+/// machine runs, and the next opening puts it in order.
+pub struct ImageStore {
+    medium: Arc<dyn Medium>,
+    geometry: Geometry,
+    layout: Layout,
+    uuid: Uuid,
+    last_use: LastUse,
+    states: States,
+    /// Pages whose live words have changed since the last flush.
+    dirty: DirtyPages,
+    book: Mutex<Book>,
+    /// A reset zone still has its old data: the image must not be marked as clean.
+    unswept: AtomicBool,
+}
+
+/// Where the states of the zones are.
+enum States {
+    /// In the live area: open for writing.
+    Live(LiveWords),
+    /// As they were found: open for reading.
+    Found(Vec<ZoneState>),
+}
+
+/// What commits share.
+struct Book {
+    superblocks: Superblocks,
+    pages: PageBook,
+    /// Why nothing more can be committed.
+    halt: Option<Halt>,
+}
+
+enum Halt {
+    Closed,
+    SyncFailed(String),
+}
+
+impl Halt {
+    fn error(&self, name: String) -> StoreError {
+        match self {
+            Self::Closed => StoreError::Closed { name },
+            Self::SyncFailed(first) => StoreError::SyncFailed { name, first: first.clone() },
+        }
+    }
+}
+
+/// What an image says of itself.
+#[derive(Clone, Debug)]
+pub struct ImageInfo {
+    /// Its path.
+    pub name: String,
+    /// Which image this is; a copy has the same.
+    pub uuid: Uuid,
+    /// The version of the format.
+    pub version: u32,
+    /// Features that a program may ignore if it does not know them.
+    pub features_compat: u64,
+    /// Features without which a program may only read.
+    pub features_ro_compat: u64,
+    /// Features without which a program must leave the image alone.
+    pub features_incompat: u64,
+    /// The disk's shape.
+    pub geometry: Geometry,
+    /// How the image was left by whoever had it before it was opened.
+    pub last_use: LastUse,
+    /// The state of each zone. A restart's view (D4) where the image is not open for writing; the state at this moment where it is.
+    pub states: Vec<ZoneState>,
+    /// How many of them are open.
+    pub open_zones: u32,
+    /// How many of them are active.
+    pub active_zones: u32,
+    /// Where the first sector is in the file.
+    pub data_offset_bytes: u64,
+    /// Length of the file.
+    pub file_len_bytes: u64,
+    /// How much space of the host the file takes.
+    pub allocated_bytes: u64,
+}
+
+impl ImageStore {
+    /// Makes a new image at `path`, closed cleanly, with all zones empty.
+    ///
+    /// The file has its full length and takes almost no space. It appears under its name when it is whole and on the medium; after a
+    /// failure nothing is left behind.
+    ///
+    /// # Errors
+    /// There is a file and `options` does not say that it may be overwritten, or it is in use; the host has no room.
+    pub fn create(path: &Path, geometry: Geometry, options: CreateOptions) -> Result<ImageInfo, StoreError> {
+        create::create(path, geometry, options)
+    }
+
+    /// Makes a new image on an empty medium.
+    ///
+    /// # Errors
+    /// The medium's.
+    pub fn create_on(medium: &dyn Medium, geometry: Geometry) -> Result<(), StoreError> {
+        create::create_on(medium, &geometry)
+    }
+
+    /// Opens an image and locks it.
+    ///
+    /// # Errors
+    /// It is in use, damaged, or no image at all: see [`ImageFault`]. Whatever is found, nothing is written before everything has been checked.
+    pub fn open(path: &Path, options: OpenOptions) -> Result<Self, StoreError> {
+        let medium = open_file(path, options.read_only)?;
+        Self::open_on(Arc::new(medium), options)
+    }
+
+    /// As [`open`](Self::open), on any medium; without a lock.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_on(medium: Arc<dyn Medium>, options: OpenOptions) -> Result<Self, StoreError> {
+        let boot_id = options.boot_id.unwrap_or_else(boot_id);
+        let mut checked = Checked::read(&*medium, boot_id, options.read_only)?;
+        let states = match options.read_only {
+            true => States::Found(std::mem::take(&mut checked.states)),
+            false => States::Live(checked.recover(&*medium, boot_id)?),
+        };
+        Ok(Self {
+            geometry: checked.geometry,
+            dirty: DirtyPages::new(checked.layout.page_count),
+            layout: checked.layout,
+            uuid: Uuid::from_bytes(checked.superblocks.current.uuid),
+            last_use: checked.last_use,
+            states,
+            book: Mutex::new(Book { superblocks: checked.superblocks, pages: checked.pages, halt: None }),
+            unswept: AtomicBool::new(false),
+            medium,
+        })
+    }
+
+    /// Looks at an image that nobody writes to. Nothing is changed.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn inspect(path: &Path) -> Result<ImageInfo, StoreError> {
+        Self::open(path, OpenOptions { read_only: true, boot_id: None })?.info()
+    }
+
+    /// What the image says of itself.
+    ///
+    /// # Errors
+    /// The file can't be asked for its length.
+    pub fn info(&self) -> Result<ImageInfo, StoreError> {
+        let io = |what| StoreError::io(self.name(), what);
+        let states = self.states_now(|state, _| state);
+        let count = |is: fn(&ZoneState) -> bool| {
+            u32::try_from(states.iter().filter(|state| is(state)).count()).unwrap_or(u32::MAX)
+        };
+        let (open_zones, active_zones) =
+            (count(|state| state.condition.is_open()), count(|state| state.condition.is_active()));
+        let book = self.lock_book();
+        let superblock = &book.superblocks.current;
+        Ok(ImageInfo {
+            name: self.name(),
+            uuid: self.uuid,
+            version: superblock.version.get(),
+            features_compat: superblock.features_compat.get(),
+            features_ro_compat: superblock.features_ro_compat.get(),
+            features_incompat: superblock.features_incompat.get(),
+            geometry: self.geometry,
+            last_use: self.last_use,
+            states,
+            open_zones,
+            active_zones,
+            data_offset_bytes: self.layout.data.start,
+            file_len_bytes: self.medium.len_bytes().map_err(io("finding the file's length"))?,
+            allocated_bytes: self.allocated_bytes()?,
+        })
+    }
+
+    /// How much space of the host the file takes.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn allocated_bytes(&self) -> Result<u64, StoreError> {
+        self.medium
+            .allocated_bytes()
+            .map_err(StoreError::io(self.name(), "finding the file's allocated size"))
+    }
+
+    fn name(&self) -> String {
+        self.medium.name().to_owned()
+    }
+
+    fn live(&self) -> Option<&LiveWords> {
+        match &self.states {
+            States::Live(live) => Some(live),
+            States::Found(_) => None,
+        }
+    }
+
+    fn states_now(&self, seen: impl Fn(ZoneState, u32) -> ZoneState) -> Vec<ZoneState> {
+        let zones = 0..self.geometry.zone_count();
+        match &self.states {
+            States::Found(states) => zones.zip(states).map(|(zone, &state)| seen(state, zone)).collect(),
+            States::Live(live) => zones
+                .map(|zone| {
+                    let bits = live.load(usize::try_from(zone).unwrap_or(usize::MAX));
+                    // The words were written by us and are checked again before they get into a page.
+                    let state = bits.and_then(ZoneState::from_bits);
+                    seen(state.unwrap_or(ZoneState::new(&self.geometry, zone)), zone)
+                })
+                .collect(),
+        }
+    }
+
+    fn lock_book(&self) -> MutexGuard<'_, Book> {
+        // A panic under the lock can't leave the book wrong: what counts is changed after the medium, in one step.
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Store for ImageStore {
+    fn capacity_bytes(&self) -> u64 {
+        self.layout.data.end - self.layout.data.start
+    }
+
+    fn geometry(&self) -> Option<&Geometry> {
+        Some(&self.geometry)
+    }
+
+    fn identity(&self) -> Identity {
+        let uuid = self.uuid;
+        Identity::new(&uuid.simple().to_string(), format!("{} (image {uuid})", self.medium.name()))
+    }
+
+    fn initial_states(&self) -> Vec<ZoneState> {
+        self.states_now(|state, zone| state.after_restart(&self.geometry, zone))
+    }
+
+    fn publish(&self, zone: u32, state: ZoneState) {
+        if zone >= self.geometry.zone_count() {
+            return;
+        }
+        if let (Some(live), Ok(index)) = (self.live(), usize::try_from(zone)) {
+            live.store(index, state.to_bits());
+            self.dirty.mark(Layout::page_of(zone));
+        }
+    }
+
+    fn commit(&self, work: &Commit<'_>) -> CommitOutcome {
+        let named = !work.finished.is_empty() || !work.reset.is_empty();
+        if !named && (!work.flush || self.read_only()) {
+            return CommitOutcome::done();
+        }
+        self.commit_work(&mut self.lock_book(), work)
+    }
+
+    fn open_lane(&self, engine: EngineChoice) -> io::Result<Lane> {
+        let base_bytes = self.layout.data.start;
+        let target = match self.medium.fd() {
+            Some(fd) => Target::File { fd: fd.try_clone_to_owned()?, base_bytes },
+            None => Target::Medium { medium: Arc::clone(&self.medium), base_bytes },
+        };
+        Lane::open(target, self.capacity_bytes(), self.read_only(), engine)
+    }
+
+    fn read_only(&self) -> bool {
+        self.live().is_none()
+    }
+
+    fn close(&self) -> Result<(), StoreError> {
+        let mut book = self.lock_book();
+        if matches!(book.halt, Some(Halt::Closed)) {
+            return Ok(());
+        }
+        if !self.read_only() {
+            self.commit_work(&mut book, &Commit { flush: true, ..Commit::default() }).durable?;
+            if self.unswept.load(Ordering::Acquire) {
+                log::warn!(
+                    "{}: a reset zone's data could not be removed; the next opening tries again",
+                    self.name()
+                );
+            } else {
+                let page_sequence_sum = book.pages.sequence_sum().into();
+                let marked = book.superblocks.write(&*self.medium, |superblock| {
+                    superblock.live_boot_id = BOOT_ID_CLEAN;
+                    superblock.page_sequence_sum = page_sequence_sum;
+                });
+                // One copy may say already that the image is closed, which holds only if nothing more happens to it.
+                marked.map_err(|error| self.sync_failed(&mut book, error))?;
+            }
+        }
+        book.halt = Some(Halt::Closed);
+        Ok(())
+    }
+}
+
+fn open_file(path: &Path, read_only: bool) -> Result<FileMedium, StoreError> {
+    if let FileKind::Other(found) = image_kind(path)? {
+        let fault = ImageFault::NotAFile { found };
+        return Err(StoreError::Image { name: path.display().to_string(), fault });
+    }
+    Ok(FileMedium::new(lock::open_locked(path, read_only)?, path))
+}
+
+/// As [`lock::kind_of`]; a block device counts as something else.
+fn image_kind(path: &Path) -> Result<FileKind, StoreError> {
+    Ok(match lock::kind_of(path)? {
+        FileKind::BlockDevice => FileKind::Other("a block device"),
+        kind => kind,
+    })
+}

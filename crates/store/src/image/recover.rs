@@ -1,0 +1,289 @@
+//! Opening an image: everything is checked before anything is written, and then each step leaves a good image behind.
+
+use std::fs;
+use std::io;
+
+use uuid::Uuid;
+use virtio_zbd_zones::{Condition, Geometry, SECTOR_LEN_BYTES, ZoneState};
+
+use super::commit::{Changes, PageFailure, write_pages};
+use super::fault::{ImageFault, ZoneRanges};
+use super::format::{BOOT_ID_CLEAN, BOOT_ID_IN_DOUBT, Layout};
+use super::pages::{PageBook, checked_state};
+use super::superblock::Superblocks;
+use crate::error::StoreError;
+use crate::medium::{LiveWords, Medium, clear};
+
+/// How the image was left by whoever had it last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LastUse {
+    /// Closed; the zone-state pages have everything.
+    Closed,
+    /// Its program stopped or was killed since this machine was booted. The live area has everything (D5).
+    Killed,
+    /// The machine has stopped since, or the image comes from another one. What was flushed counts.
+    PowerLost,
+    /// The medium failed under it. What was flushed before that counts.
+    MediumFailed,
+}
+
+/// An image that was read and found good. Nothing has been written yet.
+pub(super) struct Checked {
+    pub(super) superblocks: Superblocks,
+    pub(super) geometry: Geometry,
+    pub(super) layout: Layout,
+    pub(super) pages: PageBook,
+    pub(super) last_use: LastUse,
+    /// The states that count, as a restart finds them.
+    pub(super) states: Vec<ZoneState>,
+}
+
+impl Checked {
+    /// Reads and checks everything but the data.
+    pub(super) fn read(medium: &dyn Medium, boot_id: [u8; 16], read_only: bool) -> Result<Self, StoreError> {
+        let name = medium.name();
+        let fault = |fault| StoreError::Image { name: name.to_owned(), fault };
+        let superblocks = Superblocks::read(medium)?;
+        let superblock = &superblocks.current;
+        // No feature is known yet.
+        match (superblock.features_incompat.get(), superblock.features_ro_compat.get()) {
+            (0, 0) => {}
+            (0, _) if read_only => {}
+            (0, unknown) => return Err(fault(ImageFault::ReadOnlyFeatures { unknown })),
+            (unknown, _) => return Err(fault(ImageFault::Features { unknown })),
+        }
+        let geometry = Geometry::new(superblock.geometry_config()).map_err(|why| fault(why.into()))?;
+        let file_len_bytes = medium.len_bytes().map_err(StoreError::io(name, "finding the file's length"))?;
+        let layout = Layout::check(superblock, &geometry, file_len_bytes).map_err(fault)?;
+        let pages = PageBook::read(medium, &geometry, &layout, superblock.uuid)?;
+        let last_use = match superblock.live_boot_id {
+            BOOT_ID_CLEAN => LastUse::Closed,
+            BOOT_ID_IN_DOUBT => LastUse::MediumFailed,
+            live if live == boot_id => LastUse::Killed,
+            _ => LastUse::PowerLost,
+        };
+        if last_use == LastUse::Closed {
+            check_newest(&pages, &layout, superblock.page_sequence_sum.get()).map_err(fault)?;
+        }
+        let states = match last_use {
+            LastUse::Killed => read_live(medium, &geometry, &layout)?,
+            // The pages' states have been checked already.
+            _ => pages.shadow().iter().filter_map(|&bits| ZoneState::from_bits(bits)).collect(),
+        };
+        check_active(&geometry, &states).map_err(fault)?;
+        Ok(Self { superblocks, geometry, layout, pages, last_use, states })
+    }
+
+    /// Makes the image ready to be written, and marks it as live in this boot.
+    ///
+    /// # Why the order is this one
+    /// The process may be killed, or the machine may stop, between any two steps, and the next opening must find a good image.
+    ///
+    /// 1. *Sync.* After a kill the live states speak of data that may be in the page cache only. It has to be on the medium before the pages say so.
+    ///    (After a kill at this point: as before. The power fails: the pages count, as ever.)
+    /// 2. *Pages.* They take the states that were found. From here on a power cut leaves what a kill would have left. It must come before
+    ///    step 3: a zone that was being reset is empty by its live word and may be full by its page, and its data must not go
+    ///    while a power cut would still make the page count. (A kill in here: the live area counts still, and it is
+    ///    the same. The power fails: each page is old or new, and the data is there for both.)
+    /// 3. *Sweep.* What lies behind the data of sequential zones goes: writes that were never answered, and the data of zones whose reset
+    ///    was cut off between its page and its hole. (A crash in here: the next opening sweeps again, because
+    ///    the superblock does not say that the image was closed.)
+    /// 4. *Live area.* It takes the states, with open zones closed. (A crash in here after a kill: each word is old or new, and a restart makes the same
+    ///    of both. After anything else: the live area does not count, since the superblock does not name this boot.)
+    /// 5. *Superblock.* It names this boot, so that the live area counts from now on if we are killed. It is on the medium before the
+    ///    first write, so that a power cut after that is not mistaken for a clean close. (A crash in here: one copy is good,
+    ///    it is the old or the new one, and nothing has been written that the old one would hide.)
+    pub(super) fn recover(
+        &mut self,
+        medium: &dyn Medium,
+        boot_id: [u8; 16],
+    ) -> Result<LiveWords, StoreError> {
+        let name = medium.name().to_owned();
+        let io = |what| StoreError::io(name.clone(), what);
+        if self.last_use != LastUse::Closed {
+            let synced = medium.sync_data();
+            self.unless_in_doubt(medium, synced, "bringing what was written before to the medium")?;
+        }
+        if self.last_use == LastUse::MediumFailed {
+            // A page that counts may be in the page cache only, its write reported as failed and forgotten. Written once more to the same
+            // place, it is tried again, and the older slot is left alone until that has succeeded.
+            for page in 0..self.layout.page_count {
+                self.pages.rewrite(medium, &self.layout, page).map_err(io("writing zone states"))?;
+            }
+            let synced = medium.sync_data();
+            self.unless_in_doubt(medium, synced, "bringing zone states to the medium")?;
+        }
+        self.write_pages(medium)?;
+        if self.last_use != LastUse::Closed {
+            let swept_bytes = sweep(medium, &self.geometry, &self.layout, &self.states)
+                .map_err(io("removing what lies behind the zones' data"))?;
+            let why = match self.last_use {
+                LastUse::Killed => "its program was stopped: nothing is lost",
+                LastUse::PowerLost => "the machine was stopped: what was flushed is there",
+                _ => "its medium failed: what was flushed before is there",
+            };
+            log::info!(
+                "{name}: the image was not closed, {why} ({swept_bytes} bytes behind the zones' data removed)"
+            );
+        }
+        let live = self.fill_live(medium).map_err(io("filling the live area"))?;
+        let marked = self.superblocks.write(medium, |superblock| superblock.live_boot_id = boot_id);
+        marked.map_err(io("writing the superblock"))?;
+        Ok(live)
+    }
+
+    fn write_pages(&mut self, medium: &dyn Medium) -> Result<(), StoreError> {
+        let damaged: Vec<u32> = self.pages.damaged().collect();
+        let mut changes = Changes::new();
+        for page in 0..self.layout.page_count {
+            let zones = self.layout.page_zones(page);
+            let states: Vec<u64> = zones
+                .filter_map(|zone| self.states.get(usize::try_from(zone).ok()?))
+                .map(|state| state.to_bits())
+                .collect();
+            if damaged.contains(&page) {
+                log::warn!(
+                    "{}: one of the two places of zone-state page {page} was damaged and is written anew",
+                    medium.name()
+                );
+            } else if !self.pages.needs_write(&self.layout, page, &states) {
+                continue;
+            }
+            changes.insert(page, states);
+        }
+        match write_pages(&mut self.pages, medium, &self.geometry, &self.layout, changes) {
+            Ok(()) => Ok(()),
+            Err(PageFailure::Write(error)) => {
+                Err(StoreError::io(medium.name(), "writing zone states")(error))
+            }
+            Err(PageFailure::Sync(error)) => {
+                self.unless_in_doubt(medium, Err(error), "bringing zone states to the medium")
+            }
+        }
+    }
+
+    /// A sync that failed is not reported twice: without a mark the next opening would take the live area for whole.
+    fn unless_in_doubt(
+        &mut self,
+        medium: &dyn Medium,
+        synced: io::Result<()>,
+        what: &'static str,
+    ) -> Result<(), StoreError> {
+        let Err(error) = synced else { return Ok(()) };
+        let marked =
+            self.superblocks.write_unsynced(medium, |superblock| superblock.live_boot_id = BOOT_ID_IN_DOUBT);
+        if let Err(error) = marked {
+            log::error!("{}: the image can't be marked as in doubt: {error}", medium.name());
+        }
+        Err(StoreError::io(medium.name(), what)(error))
+    }
+
+    fn fill_live(&self, medium: &dyn Medium) -> io::Result<LiveWords> {
+        let range = self.layout.live.clone();
+        if self.last_use != LastUse::Killed {
+            // By plain writes, so that a full host says so here: where there are holes (a sparse copy of an image has some), a store to
+            // the mapping could not say anything and would end the process.
+            let mut words: Vec<u8> =
+                self.states.iter().flat_map(|state| state.to_bits().to_le_bytes()).collect();
+            words.resize(usize::try_from(range.end - range.start).map_err(io::Error::other)?, 0);
+            medium.write_at(&words, range.start)?;
+        }
+        let live = medium.map_words(range.start, self.states.len())?;
+        for (index, state) in self.states.iter().enumerate() {
+            live.store(index, state.to_bits());
+        }
+        Ok(live)
+    }
+}
+
+/// Removes what lies behind the data of each sequential zone. Returns how much that was, in whole stretches of the file.
+fn sweep(medium: &dyn Medium, geometry: &Geometry, layout: &Layout, states: &[ZoneState]) -> io::Result<u64> {
+    let mut swept_bytes = 0;
+    let sector_len = u64::from(SECTOR_LEN_BYTES);
+    let first_sequential = geometry.config().conventional_zones;
+    let mut rest = layout.zone_bytes(geometry, first_sequential).start.min(layout.data.end)..layout.data.end;
+    while let Some(data) = medium.next_data(rest.clone())? {
+        let zone_at = |byte: u64| geometry.zone_of((byte - layout.data.start) / sector_len);
+        let (Some(first), Some(last)) = (zone_at(data.start), zone_at(data.end - 1)) else { break };
+        for zone in first..=last {
+            let Some(state) = usize::try_from(zone).ok().and_then(|index| states.get(index)) else {
+                continue;
+            };
+            if state.condition == Condition::Offline {
+                continue;
+            }
+            let bytes = layout.zone_bytes(geometry, zone);
+            let kept_end = bytes.start + u64::from(state.wp_sectors) * sector_len;
+            let stale = kept_end.max(data.start)..bytes.end.min(data.end);
+            if !stale.is_empty() {
+                swept_bytes += stale.end - stale.start;
+                clear(medium, stale)?;
+            }
+        }
+        rest.start = data.end;
+    }
+    Ok(swept_bytes)
+}
+
+/// Both places of every page were good when the image was closed, so a damaged one was damaged since; it may have been the newer.
+fn check_newest(pages: &PageBook, layout: &Layout, expected: u64) -> Result<(), ImageFault> {
+    let found = pages.sequence_sum();
+    if found == expected {
+        return Ok(());
+    }
+    let damaged: Vec<u32> = pages.damaged().collect();
+    let suspects = if damaged.is_empty() { (0..layout.page_count).collect() } else { damaged };
+    let zones = suspects
+        .into_iter()
+        .map(|page| layout.page_zones(page))
+        .map(|zones| zones.start..=zones.end.saturating_sub(1));
+    Err(ImageFault::StalePages { zones: ZoneRanges(zones.collect()), expected, found })
+}
+
+fn read_live(
+    medium: &dyn Medium,
+    geometry: &Geometry,
+    layout: &Layout,
+) -> Result<Vec<ZoneState>, StoreError> {
+    let name = medium.name();
+    let len = usize::try_from(u64::from(geometry.zone_count()) * 8).unwrap_or(usize::MAX);
+    let mut bytes = vec![0; len];
+    medium.read_at(&mut bytes, layout.live.start).map_err(StoreError::io(name, "reading the live area"))?;
+    let (words, _) = bytes.as_chunks::<8>();
+    (0..)
+        .zip(words)
+        .map(|(zone, word)| {
+            let offset_bytes = layout.live.start + 8 * u64::from(zone);
+            checked_state(geometry, zone, u64::from_le_bytes(*word), "live area", offset_bytes)
+                .map(|state| state.after_restart(geometry, zone))
+                .map_err(|fault| StoreError::Image { name: name.to_owned(), fault })
+        })
+        .collect()
+}
+
+fn check_active(geometry: &Geometry, states: &[ZoneState]) -> Result<(), ImageFault> {
+    let active = states.iter().filter(|state| state.condition.is_active()).count();
+    let found = u32::try_from(active).unwrap_or(u32::MAX);
+    match geometry.max_active_zones() {
+        max_active_zones if max_active_zones != 0 && found > max_active_zones => {
+            Err(ImageFault::TooManyActive { found, max_active_zones })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What names this boot of this machine: a new one each time.
+pub(super) fn boot_id() -> [u8; 16] {
+    let found = fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map_err(|error| error.to_string())
+        .and_then(|text| Uuid::try_parse(text.trim()).map_err(|error| error.to_string()));
+    match found {
+        Ok(id) => id.into_bytes(),
+        Err(error) => {
+            log::warn!(
+                "this boot can't be told from others ({error}): should this program be killed, the disk goes back to its last flush"
+            );
+            Uuid::new_v4().into_bytes()
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! One read, write or clearing, from its submission to its end.
+
+use std::io;
+
+use crate::buffer::{IoBuffer, Segments, Window};
+
+/// What an operation does with its range of the medium.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Action {
+    Read,
+    Write,
+    /// Make it read as zeros; its space may go.
+    PunchHole,
+    /// Make it read as zeros; its space stays.
+    ZeroRange,
+    /// As the two above, where the file system can do neither.
+    WriteZeros,
+}
+
+/// An operation under way.
+pub(super) struct Op {
+    pub(super) token: u64,
+    pub(super) action: Action,
+    buffer: Option<IoBuffer>,
+    /// From the disk's start.
+    offset_bytes: u64,
+    len_bytes: u64,
+    done_bytes: u64,
+    scratch: Segments,
+}
+
+/// What follows when one system call of an operation has returned.
+pub(super) enum Step {
+    /// Some is left, or the call must be made again.
+    More,
+    Done(io::Result<()>),
+}
+
+impl Op {
+    pub(super) fn transfer(
+        token: u64,
+        action: Action,
+        buffer: IoBuffer,
+        offset_bytes: u64,
+        len_bytes: u64,
+    ) -> Self {
+        let scratch = Segments::default();
+        Self { token, action, buffer: Some(buffer), offset_bytes, len_bytes, done_bytes: 0, scratch }
+    }
+
+    pub(super) fn zero(token: u64, action: Action, offset_bytes: u64, len_bytes: u64) -> Self {
+        let scratch = Segments::default();
+        Self { token, action, buffer: None, offset_bytes, len_bytes, done_bytes: 0, scratch }
+    }
+
+    /// Where the part that is not done begins, from the disk's start.
+    pub(super) fn at_bytes(&self) -> u64 {
+        self.offset_bytes + self.done_bytes
+    }
+
+    /// How much is not done.
+    pub(super) fn rest_bytes(&self) -> u64 {
+        self.len_bytes - self.done_bytes
+    }
+
+    /// The operation's whole range, from the disk's start.
+    pub(super) fn end_bytes(&self) -> Option<u64> {
+        self.offset_bytes.checked_add(self.len_bytes)
+    }
+
+    pub(super) fn buffer(&self) -> Option<&IoBuffer> {
+        self.buffer.as_ref()
+    }
+
+    pub(super) fn buffer_mut(&mut self) -> Option<&mut IoBuffer> {
+        self.buffer.as_mut()
+    }
+
+    pub(super) fn into_buffer(self) -> Option<IoBuffer> {
+        self.buffer
+    }
+
+    /// The memory for the next system call.
+    pub(super) fn window(&mut self) -> Window<'_> {
+        let rest_bytes = self.len_bytes - self.done_bytes;
+        match (&self.buffer, to_usize(self.done_bytes), to_usize(rest_bytes)) {
+            (Some(buffer), Some(done), Some(rest)) => buffer.window(done, rest, &mut self.scratch),
+            _ => self.scratch.zeros(rest_bytes),
+        }
+    }
+
+    /// Takes in what one system call has returned: the bytes it moved (0 from a clearing that succeeded).
+    pub(super) fn advance(&mut self, result: io::Result<u64>) -> Step {
+        let moved = match result {
+            Ok(moved) => moved,
+            Err(error) => return self.failed(error),
+        };
+        match self.action {
+            Action::PunchHole | Action::ZeroRange => return Step::Done(Ok(())),
+            Action::Read if moved == 0 => {
+                let at = self.at_bytes();
+                let what = format!(
+                    "the medium ends {} bytes too early, at byte {at} of the disk",
+                    self.rest_bytes()
+                );
+                return Step::Done(Err(io::Error::new(io::ErrorKind::UnexpectedEof, what)));
+            }
+            Action::Write | Action::WriteZeros if moved == 0 => {
+                return Step::Done(Err(io::ErrorKind::WriteZero.into()));
+            }
+            Action::Read | Action::Write | Action::WriteZeros => {}
+        }
+        self.done_bytes += moved.min(self.rest_bytes());
+        if self.rest_bytes() == 0 { Step::Done(Ok(())) } else { Step::More }
+    }
+
+    fn failed(&mut self, error: io::Error) -> Step {
+        match error.raw_os_error() {
+            Some(libc::EINTR | libc::EAGAIN) => Step::More,
+            // EINVAL is what a block device says to a range that is not a whole number of its blocks.
+            Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL)
+                if matches!(self.action, Action::PunchHole | Action::ZeroRange) =>
+            {
+                self.action = Action::WriteZeros;
+                Step::More
+            }
+            _ => Step::Done(Err(error)),
+        }
+    }
+}
+
+fn to_usize(bytes: u64) -> Option<usize> {
+    usize::try_from(bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn op(action: Action, len: usize) -> Op {
+        Op::transfer(1, action, IoBuffer::owned(vec![0; len]), 4096, len as u64)
+    }
+
+    fn window_len(op: &mut Op) -> usize {
+        op.window().iovecs().iter().map(|v| v.iov_len).sum()
+    }
+
+    #[test]
+    fn a_short_transfer_goes_on_where_it_stopped() {
+        let mut op = op(Action::Read, 1000);
+        for (moved, rest) in [(1, 999), (500, 499), (498, 1)] {
+            assert!(matches!(op.advance(Ok(moved)), Step::More));
+            assert_eq!((op.rest_bytes(), op.at_bytes()), (rest, 4096 + 1000 - rest));
+            assert_eq!(window_len(&mut op) as u64, rest);
+        }
+        assert!(matches!(op.advance(Ok(1)), Step::Done(Ok(()))));
+    }
+
+    #[test]
+    fn interruptions_are_no_end_and_nothing_moved_is() {
+        let mut read = op(Action::Read, 10);
+        for errno in [libc::EINTR, libc::EAGAIN] {
+            assert!(matches!(read.advance(Err(io::Error::from_raw_os_error(errno))), Step::More));
+        }
+        let Step::Done(Err(end)) = read.advance(Ok(0)) else { panic!("a read of nothing is the end") };
+        assert_eq!(end.kind(), io::ErrorKind::UnexpectedEof);
+        let Step::Done(Err(error)) = read.advance(Err(io::Error::from_raw_os_error(libc::EIO))) else {
+            panic!("EIO is the end")
+        };
+        assert_eq!(error.raw_os_error(), Some(libc::EIO));
+        let Step::Done(Err(error)) = op(Action::Write, 10).advance(Ok(0)) else { panic!() };
+        assert_eq!(error.kind(), io::ErrorKind::WriteZero);
+    }
+
+    #[test]
+    fn what_can_not_be_punched_is_written() {
+        for errno in [libc::EOPNOTSUPP, libc::EINVAL] {
+            let mut op = Op::zero(1, Action::PunchHole, 0, 10 << 20);
+            assert!(matches!(op.advance(Err(io::Error::from_raw_os_error(errno))), Step::More));
+            assert_eq!(op.action, Action::WriteZeros);
+            let first = window_len(&mut op) as u64;
+            assert!((1..10 << 20).contains(&first));
+            assert!(matches!(op.advance(Ok(first)), Step::More));
+            assert!(matches!(op.advance(Ok(op.rest_bytes())), Step::Done(Ok(()))));
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! A disk in memory, gone with the process.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::mm::{Advice, madvise};
+use uuid::Uuid;
+use virtio_zbd_zones::{Geometry, SECTOR_LEN_BYTES, ZoneState};
+use vm_memory::{MmapRegion, VolatileMemory, VolatileSlice};
+
+use crate::buffer::IoBuffer;
+use crate::error::StoreError;
+use crate::lane::{EngineChoice, Lane, Target};
+use crate::store::{Commit, CommitOutcome, Identity, Store};
+
+/// A disk in memory. What was never written, or was reset, takes no memory.
+///
+/// Everything it has lasts as long as the process, so a commit has nothing to make durable.
+pub struct RamStore {
+    memory: Arc<RamMemory>,
+    zones: Option<(Geometry, Box<[AtomicU64]>)>,
+    identity: Identity,
+}
+
+impl RamStore {
+    /// A zoned disk with nothing in it.
+    ///
+    /// # Errors
+    /// The disk is longer than the address space, or than the system lets memory be promised.
+    pub fn new(geometry: Geometry) -> Result<Self, StoreError> {
+        let capacity_bytes = geometry.capacity_sectors().saturating_mul(SECTOR_LEN_BYTES.into());
+        let zones = (0..geometry.zone_count())
+            .map(|zone| AtomicU64::new(ZoneState::new(&geometry, zone).to_bits()))
+            .collect();
+        Self::make(capacity_bytes, Some((geometry, zones)))
+    }
+
+    /// A plain disk, all zeros.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn plain(capacity_bytes: u64) -> Result<Self, StoreError> {
+        Self::make(capacity_bytes, None)
+    }
+
+    fn make(capacity_bytes: u64, zones: Option<(Geometry, Box<[AtomicU64]>)>) -> Result<Self, StoreError> {
+        let memory =
+            RamMemory::new(capacity_bytes).map_err(|source| StoreError::Memory { capacity_bytes, source })?;
+        let serial = Uuid::new_v4().simple().to_string();
+        let identity = Identity::new(&serial, format!("{capacity_bytes} bytes of memory"));
+        Ok(Self { memory: Arc::new(memory), zones, identity })
+    }
+}
+
+impl Store for RamStore {
+    fn capacity_bytes(&self) -> u64 {
+        self.memory.capacity_bytes
+    }
+
+    fn geometry(&self) -> Option<&Geometry> {
+        self.zones.as_ref().map(|(geometry, _)| geometry)
+    }
+
+    fn identity(&self) -> Identity {
+        self.identity.clone()
+    }
+
+    fn initial_states(&self) -> Vec<ZoneState> {
+        let Some((geometry, words)) = &self.zones else { return Vec::new() };
+        (0..geometry.zone_count())
+            .zip(words)
+            .map(|(zone, word)| {
+                // Only `publish` writes the words.
+                let state = ZoneState::from_bits(word.load(Ordering::Acquire));
+                state.map_or(ZoneState::new(geometry, zone), |state| state.after_restart(geometry, zone))
+            })
+            .collect()
+    }
+
+    fn publish(&self, zone: u32, state: ZoneState) {
+        if let Some((_, words)) = &self.zones
+            && let Some(word) = usize::try_from(zone).ok().and_then(|zone| words.get(zone))
+        {
+            word.store(state.to_bits(), Ordering::Release);
+        }
+    }
+
+    fn commit(&self, work: &Commit<'_>) -> CommitOutcome {
+        let mut outcome = CommitOutcome::done();
+        for &zone in work.reset {
+            let Some((geometry, _)) = &self.zones else { break };
+            let sector_len = u64::from(SECTOR_LEN_BYTES);
+            let start = geometry.zone_start(zone).saturating_mul(sector_len);
+            let len = u64::from(geometry.zone_len_sectors(zone)) * sector_len;
+            if let Err(error) = self.memory.zero(start, len) {
+                let error = StoreError::io(&self.identity.description, "giving back a zone's memory")(error);
+                outcome.hole_failures.push((zone, error));
+            }
+        }
+        outcome
+    }
+
+    fn open_lane(&self, engine: EngineChoice) -> io::Result<Lane> {
+        let target = Target::Ram(Arc::clone(&self.memory));
+        Lane::open(target, self.memory.capacity_bytes, false, engine)
+    }
+
+    fn read_only(&self) -> bool {
+        false
+    }
+
+    fn close(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+}
+
+/// The sectors of a disk in memory. Any number of lanes may use it at once; where they write to the same bytes, any mixture
+/// may result, as on every disk.
+pub(crate) struct RamMemory {
+    region: MmapRegion,
+    capacity_bytes: u64,
+}
+
+impl RamMemory {
+    fn new(capacity_bytes: u64) -> io::Result<Self> {
+        let len = usize::try_from(capacity_bytes).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        let region = MmapRegion::new(len).map_err(|error| match error {
+            vm_memory::mmap::MmapRegionError::Mmap(error) => error,
+            other => io::Error::other(other),
+        })?;
+        Ok(Self { region, capacity_bytes })
+    }
+
+    /// Copies `len_bytes` at `at_bytes` into the beginning of `buffer`.
+    pub(crate) fn read(&self, buffer: &IoBuffer, at_bytes: u64, len_bytes: u64) -> io::Result<()> {
+        self.copy(buffer, at_bytes, len_bytes, |disk, memory| disk.copy_to_volatile_slice(memory))
+    }
+
+    /// Copies the beginning of `buffer` to `len_bytes` at `at_bytes`.
+    pub(crate) fn write(&self, buffer: &IoBuffer, at_bytes: u64, len_bytes: u64) -> io::Result<()> {
+        self.copy(buffer, at_bytes, len_bytes, |disk, memory| memory.copy_to_volatile_slice(disk))
+    }
+
+    /// Makes a range read as zeros; whole pages of it go back to the system.
+    pub(crate) fn zero(&self, at_bytes: u64, len_bytes: u64) -> io::Result<()> {
+        let range = self.range(at_bytes, len_bytes)?;
+        let page = rustix::param::page_size();
+        let first_page = range.start.next_multiple_of(page).min(range.end);
+        let last_page = (range.end / page * page).max(first_page);
+        self.fill_zero(range.start..first_page)?;
+        self.fill_zero(last_page..range.end)?;
+        let pages = self.slice(first_page..last_page)?;
+        if pages.is_empty() {
+            return Ok(());
+        }
+        // SAFETY: the pages are ours alone, a private anonymous mapping that is reached by volatile access only: to drop them
+        // is to write zeros. No reference to them exists.
+        unsafe { madvise(pages.ptr_guard_mut().as_ptr().cast(), pages.len(), Advice::LinuxDontNeed)? };
+        Ok(())
+    }
+
+    fn copy(
+        &self,
+        buffer: &IoBuffer,
+        at_bytes: u64,
+        len_bytes: u64,
+        one: impl Fn(VolatileSlice<'_>, VolatileSlice<'_>),
+    ) -> io::Result<()> {
+        let range = self.range(at_bytes, len_bytes)?;
+        let mut at = range.start;
+        for memory in buffer.slices(0, range.len()) {
+            let disk = self.slice(at..at + memory.len())?;
+            at += memory.len();
+            one(disk, memory);
+        }
+        Ok(())
+    }
+
+    fn fill_zero(&self, range: Range<usize>) -> io::Result<()> {
+        // At most a page at either end of a range.
+        let zeros = vec![0u8; range.len()];
+        self.slice(range)?.copy_from(&zeros);
+        Ok(())
+    }
+
+    fn range(&self, at_bytes: u64, len_bytes: u64) -> io::Result<Range<usize>> {
+        let end = at_bytes.checked_add(len_bytes).filter(|&end| end <= self.capacity_bytes);
+        let place = |bytes: u64| usize::try_from(bytes).map_err(|_| io::ErrorKind::InvalidInput);
+        Ok(place(at_bytes)?..place(end.ok_or(io::ErrorKind::InvalidInput)?)?)
+    }
+
+    fn slice(&self, range: Range<usize>) -> io::Result<VolatileSlice<'_>> {
+        self.region.get_slice(range.start, range.len()).map_err(io::Error::other)
+    }
+}

@@ -1,0 +1,112 @@
+//! A plain disk in a file or on a block device, without anything around it.
+
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use virtio_zbd_zones::{Geometry, SECTOR_LEN_BYTES, ZoneState};
+
+use crate::error::StoreError;
+use crate::image::is_image;
+use crate::lane::{EngineChoice, Lane, Target};
+use crate::lock::{self, FileKind};
+use crate::medium::{FileMedium, Medium};
+use crate::store::{Commit, CommitOutcome, Identity, Store};
+
+/// A regular file or a block device, byte for byte the disk. It has no zones.
+pub struct RawStore {
+    file: File,
+    medium: FileMedium,
+    capacity_bytes: u64,
+    read_only: bool,
+    identity: Identity,
+    /// What the first failed sync said: after it no sync means anything.
+    sync_failed: Mutex<Option<String>>,
+}
+
+impl RawStore {
+    /// Opens and locks a file or block device.
+    ///
+    /// # Errors
+    /// It is in use, something else, a vzbd image, or no whole number of sectors.
+    pub fn open(path: &Path, read_only: bool) -> Result<Self, StoreError> {
+        let name = path.display().to_string();
+        let io = |what| StoreError::io(name.clone(), what);
+        if let FileKind::Other(found) = lock::kind_of(path)? {
+            return Err(StoreError::RawKind { name, found });
+        }
+        let mut file = lock::open_locked(path, read_only)?;
+        // A block device's length is not in its metadata.
+        let capacity_bytes = file.seek(SeekFrom::End(0)).map_err(io("finding its length"))?;
+        let medium = FileMedium::new(file.try_clone().map_err(io("opening it"))?, path);
+        if is_image(&medium, capacity_bytes).map_err(io("reading its beginning"))? {
+            return Err(StoreError::RawImage { name });
+        }
+        if capacity_bytes == 0 || !capacity_bytes.is_multiple_of(SECTOR_LEN_BYTES.into()) {
+            return Err(StoreError::RawLength { name, len_bytes: capacity_bytes });
+        }
+        let metadata = file.metadata().map_err(io("looking at it"))?;
+        // There is no room for a name of its own: it has the one that the host's file system gives it.
+        let serial = format!("{:04x}{:016x}", metadata.dev() & 0xffff, metadata.ino());
+        let identity = Identity::new(&serial, format!("{name} (raw)"));
+        Ok(Self { file, medium, capacity_bytes, read_only, identity, sync_failed: Mutex::new(None) })
+    }
+
+    fn sync(&self) -> Result<(), StoreError> {
+        let name = self.medium.name();
+        let mut failed = self.sync_failed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(first) = &*failed {
+            return Err(StoreError::SyncFailed { name: name.to_owned(), first: first.clone() });
+        }
+        self.medium.sync_data().map_err(|error| {
+            *failed = Some(error.to_string());
+            StoreError::io(name, "bringing data to the medium")(error)
+        })
+    }
+}
+
+impl Store for RawStore {
+    fn capacity_bytes(&self) -> u64 {
+        self.capacity_bytes
+    }
+
+    fn geometry(&self) -> Option<&Geometry> {
+        None
+    }
+
+    fn identity(&self) -> Identity {
+        self.identity.clone()
+    }
+
+    fn initial_states(&self) -> Vec<ZoneState> {
+        Vec::new()
+    }
+
+    fn publish(&self, _: u32, _: ZoneState) {}
+
+    fn commit(&self, work: &Commit<'_>) -> CommitOutcome {
+        if let Some(&zone) = work.finished.iter().chain(work.reset).next() {
+            let name = self.medium.name().to_owned();
+            return CommitOutcome::failed(StoreError::NoSuchZone { name, zone, zone_count: 0 });
+        }
+        if work.flush && !self.read_only {
+            return self.sync().map_or_else(CommitOutcome::failed, |()| CommitOutcome::done());
+        }
+        CommitOutcome::done()
+    }
+
+    fn open_lane(&self, engine: EngineChoice) -> io::Result<Lane> {
+        let fd = self.file.try_clone()?.into();
+        Lane::open(Target::File { fd, base_bytes: 0 }, self.capacity_bytes, self.read_only, engine)
+    }
+
+    fn read_only(&self) -> bool {
+        self.read_only
+    }
+
+    fn close(&self) -> Result<(), StoreError> {
+        if self.read_only { Ok(()) } else { self.sync() }
+    }
+}

@@ -1,0 +1,110 @@
+//! One front-end, from its first message to its last.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use zerocopy::IntoBytes;
+
+use crate::Backend;
+use crate::message::{ProtocolFeatures, id, request_name};
+use crate::request::{Request, decode};
+use crate::socket::{Channel, ChannelError, Frame};
+use crate::state::{Answer, State};
+
+/// How a connection ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The server was told to stop.
+    Stopped,
+    /// The front-end is gone.
+    Closed,
+    /// The front-end did what cannot be answered; the reason is for the log.
+    Broken(String),
+}
+
+/// Serves a front-end until one of the sides has enough. Queues are stopped and everything is given back when
+/// this returns.
+pub(crate) fn serve<B: Backend>(backend: &B, socket: OwnedFd, stop: BorrowedFd<'_>) -> End {
+    let channel = Channel::new(socket, stop);
+    let mut state = State::new(backend);
+    loop {
+        let step = channel.recv().map_err(End::from).and_then(|frame| {
+            let request = frame.request;
+            match answer(&mut state, frame)? {
+                Some(payload) => channel.reply(request, &payload).map_err(End::from),
+                None => Ok(()),
+            }
+        });
+        if let Err(end) = step {
+            return end;
+        }
+    }
+}
+
+/// Has a request done and makes its reply's payload; none if no reply is due.
+fn answer<B: Backend>(state: &mut State<B>, frame: Frame) -> Result<Option<Vec<u8>>, End> {
+    let Frame { request, need_reply, .. } = frame;
+    log::trace!("{}: {} bytes, {} fds", Name(request), frame.payload.len(), frame.fds.len());
+    let result = decode(frame).map_err(Into::into).and_then(|request: Request| state.handle(request));
+    // Looked at afterwards: the message that negotiates replies may ask for one already.
+    let ack_due = need_reply && state.has(ProtocolFeatures::REPLY_ACK) && !has_own_reply(request);
+    match result {
+        Ok(Answer::Done) => Ok(ack_due.then(|| 0_u64.as_bytes().to_vec())),
+        Ok(Answer::U64(value)) => Ok(Some(value.as_bytes().to_vec())),
+        Ok(Answer::Vring(vring)) => Ok(Some(vring.as_bytes().to_vec())),
+        Ok(Answer::Config(head, data)) => Ok(Some([head.as_bytes(), data.as_slice()].concat())),
+        Ok(Answer::NoConfig) => Ok(Some(Vec::new())),
+        Err(fault) if ack_due => {
+            log::warn!("{} is answered with an error: {fault}", Name(request));
+            Ok(Some(1_u64.as_bytes().to_vec()))
+        }
+        Err(fault) if fault.is_refusal() => {
+            log::warn!("{} is ignored: {fault}", Name(request));
+            Ok(None)
+        }
+        Err(fault) => Err(End::Broken(format!("{}: {fault}", Name(request)))),
+    }
+}
+
+/// True for a message whose reply is something else than "done" or "not done".
+fn has_own_reply(request: u32) -> bool {
+    matches!(
+        request,
+        id::GET_FEATURES
+            | id::GET_PROTOCOL_FEATURES
+            | id::GET_QUEUE_NUM
+            | id::GET_MAX_MEM_SLOTS
+            | id::GET_STATUS
+            | id::GET_VRING_BASE
+            | id::GET_CONFIG
+            | id::GET_INFLIGHT_FD
+            | id::GET_SHARED_OBJECT
+            | id::GET_SHMEM_CONFIG
+            | id::SET_DEVICE_STATE_FD
+            | id::CHECK_DEVICE_STATE
+            | id::POSTCOPY_ADVISE
+            | id::POSTCOPY_END
+            | id::CREATE_CRYPTO_SESSION
+    )
+}
+
+impl From<ChannelError> for End {
+    fn from(error: ChannelError) -> Self {
+        match error {
+            ChannelError::Stopped => Self::Stopped,
+            ChannelError::Closed => Self::Closed,
+            other => Self::Broken(other.to_string()),
+        }
+    }
+}
+
+/// A message's name for the log.
+struct Name(u32);
+
+impl std::fmt::Display for Name {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match request_name(self.0) {
+            Some(name) => f.write_str(name),
+            None => write!(f, "message {}", self.0),
+        }
+    }
+}

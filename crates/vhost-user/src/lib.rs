@@ -1,0 +1,42 @@
+//! A vhost-user server: the back-end side of the protocol, for any virtio device.
+//!
+//! This crate knows the protocol, guest memory and rings' addresses; it knows nothing of what a device does
+//! with a ring. A device implements [`Backend`], [`Session`] and [`RunningQueue`]; [`Server`] does the rest:
+//!
+//! - [`Server::bind`] makes the socket, [`Server::serve`] takes one front-end after another (a guest reboots,
+//!   another VMM comes) until a file descriptor says stop.
+//! - A queue is handed to the device as a [`Vring`] when the front-end has started it, and handed back,
+//!   drained, before anything about it changes. What is in a [`Vring`] has been checked: its rings lie in
+//!   guest memory and are aligned.
+//! - What a front-end sends is never trusted. A message that is wrong is answered with an error where the
+//!   protocol has room for one, otherwise the connection ends; the server goes on to the next.
+//!
+//! The protocol is that of QEMU's `docs/interop/vhost-user.rst`. Offered protocol features: MQ, REPLY_ACK,
+//! BACKEND_REQ, CONFIG, RESET_DEVICE, CONFIGURE_MEM_SLOTS and STATUS. Split rings only, no IOMMU, no dirty
+//! log.
+//!
+//! Front-ends that this crate is made for and tried with: rust-vmm's `vhost` crate, and Linux's own `virtio_uml`, whose
+//! call and back-end request channels are socket pairs, and whose memory table has room for more regions than it names.
+
+#![forbid(unsafe_code)]
+
+mod backend;
+mod connection;
+mod fault;
+mod frontend;
+mod memory;
+mod message;
+mod notifier;
+mod request;
+mod ring;
+mod server;
+mod socket;
+mod state;
+mod vring;
+
+pub use backend::{Backend, ConfigRefused, FeaturesRefused, RunningQueue, Session, StartError};
+pub use frontend::FrontendNotifier;
+pub use message::MEMORY_SLOTS_MAX;
+pub use notifier::{NotAnEvent, Notifier};
+pub use server::{Error, Server};
+pub use vring::Vring;

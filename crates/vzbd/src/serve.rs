@@ -1,0 +1,104 @@
+//! `vzbd serve`: a disk on a socket, until a signal.
+
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use anyhow::Context;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use virtio_zbd_device::{Disk, DiskConfig};
+use virtio_zbd_store::{EngineChoice, ImageStore, OpenOptions, RamStore, RawStore, Store};
+use virtio_zbd_vhost_user::Server;
+
+use crate::cli::{IoEngine, ServeArgs, Zoned};
+use crate::size::Size;
+use crate::{attach, backend::DiskBackend, geometry, say, store_error, wrong_call};
+
+/// Length of a disk in RAM where none is given.
+const RAM_SIZE_BYTES: u64 = 1 << 30;
+/// Block size of a disk without zones.
+const PLAIN_BLOCK_LEN_BYTES: u32 = 512;
+
+pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<()> {
+    // Before anything else: from here on a signal ends us in order.
+    let stop = stop_signal().context("signals can't be handled")?;
+    let store = store(args)?;
+    let engine = match args.io {
+        IoEngine::Auto => EngineChoice::Auto,
+        IoEngine::Uring => EngineChoice::IoUring,
+        IoEngine::Sync => EngineChoice::Sync,
+    };
+    let config = DiskConfig { queues: args.queues, block_len_bytes: PLAIN_BLOCK_LEN_BYTES, engine };
+    let disk =
+        Disk::new(Arc::clone(&store), config).with_context(|| format!("{} can't be served", args.target))?;
+    let server = Server::bind(&args.socket)?;
+    let zoned = store.geometry().is_some();
+    let greeting =
+        format!("{}\n{}", disk_line(&*store, args), attach::lines(&args.socket, args.queues, zoned));
+    // A reader that has gone is no reason to end.
+    if let Err(error) = say(&greeting) {
+        log::debug!("nobody reads the greeting: {error}");
+    }
+
+    let served = server.serve(&DiskBackend(Arc::clone(&disk)), &stop);
+    // The queues are stopped and drained: now what they wrote is made to last, however the serving ended.
+    let closed = disk.close().with_context(|| format!("{} could not be closed cleanly", args.target));
+    served?;
+    closed?;
+    log::info!("{} is closed", args.target);
+    Ok(())
+}
+
+fn store(args: &ServeArgs) -> anyhow::Result<Arc<dyn Store>> {
+    let ram = args.target == "ram";
+    if !ram {
+        geometry::refuse(&args.geometry, "a disk that exists already")?;
+        if args.size.is_some() {
+            return Err(wrong_call("--size goes with `ram`; a disk that exists already has its size"));
+        }
+    }
+    if ram && args.read_only {
+        return Err(wrong_call("--read-only does not go with `ram`: there would be nothing to read"));
+    }
+    let size = args.size.unwrap_or(Size::from(RAM_SIZE_BYTES));
+    Ok(match (ram, args.zoned) {
+        (true, Zoned::HostManaged) => Arc::new(RamStore::new(geometry::of(size, &args.geometry)?)?),
+        (true, Zoned::None) => {
+            geometry::refuse(&args.geometry, "--zoned none")?;
+            size.sectors("--size").map_err(wrong_call)?;
+            Arc::new(RamStore::plain(size.bytes)?)
+        }
+        (false, Zoned::HostManaged) => {
+            let options = OpenOptions { read_only: args.read_only, ..OpenOptions::default() };
+            Arc::new(ImageStore::open(args.target.as_ref(), options).map_err(store_error)?)
+        }
+        (false, Zoned::None) => {
+            Arc::new(RawStore::open(args.target.as_ref(), args.read_only).map_err(store_error)?)
+        }
+    })
+}
+
+/// The first line, for people and for programs that wait for it.
+fn disk_line(store: &dyn Store, args: &ServeArgs) -> String {
+    let size = Size::from(store.capacity_bytes());
+    let kind = match store.geometry() {
+        Some(geometry) => {
+            let zone = Size::from(u64::from(geometry.config().zone_sectors) * 512);
+            format!("host-managed, {} zones of {zone}", geometry.zone_count())
+        }
+        None => "no zones".into(),
+    };
+    let read_only = if args.read_only { ", read-only" } else { "" };
+    format!(
+        "serving {} ({size}, {kind}{read_only}) on {}",
+        store.identity().description,
+        args.socket.display()
+    )
+}
+
+/// A socket that becomes readable on SIGTERM or SIGINT.
+fn stop_signal() -> std::io::Result<UnixStream> {
+    let (ours, theirs) = UnixStream::pair()?;
+    signal_hook::low_level::pipe::register(SIGTERM, theirs.try_clone()?)?;
+    signal_hook::low_level::pipe::register(SIGINT, theirs)?;
+    Ok(ours)
+}

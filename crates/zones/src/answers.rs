@@ -1,0 +1,141 @@
+//! What the table is asked with and what it answers.
+
+use alloc::vec::Vec;
+use core::ops::Range;
+
+use thiserror::Error;
+
+use crate::state::{Condition, StateError, ZoneState};
+
+/// A caller's name for a request that may have to wait for a zone. The table only hands it back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Ticket(pub u64);
+
+/// Why a request can't be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum Refusal {
+    /// Not possible for this zone, in this condition, or with this range.
+    #[error("the zone, its condition or the range does not allow this request")]
+    InvalidCommand,
+    /// A write that does not start at the write pointer, or does not end on the write granularity (V26).
+    #[error("the write does not start at the write pointer or does not end on a block")]
+    UnalignedWritePointer,
+    /// One more open zone than max_open_zones, and none that could be closed.
+    #[error("too many open zones")]
+    OpenResource,
+    /// One more active zone than max_active_zones.
+    #[error("too many active zones")]
+    ActiveResource,
+    /// The disk has no zone append (V24).
+    #[error("the disk has no zone append")]
+    Unsupported,
+    /// Beyond the end of the disk.
+    #[error("the range lies beyond the end of the disk")]
+    OutOfRange,
+    /// Not now: the ticket is kept, and handed back by the call that frees the zone. The request is to be made again then.
+    #[error("the zone is busy")]
+    Busy,
+}
+
+/// How much of a read lies in written sectors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReadPlan {
+    /// This many sectors from the read's start are to be read from the store.
+    pub stored_sectors: u64,
+    /// The rest was never written and reads as zeros (V30, V31).
+    pub zero_sectors: u64,
+}
+
+/// A place for a write, reserved. It must be given to [`ZoneTable::settle`](crate::ZoneTable::settle) when the write has ended.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use = "an unsettled write keeps its zone from being reset for ever"]
+pub struct Grant {
+    pub(crate) zone: u32,
+    pub(crate) start: u64,
+    /// Relative to the zone's start; `None` where nothing is reserved: in conventional zones, and for no sectors at all.
+    pub(crate) reserved: Option<Range<u32>>,
+}
+
+impl Grant {
+    /// The first sector to write to.
+    pub fn sector(&self) -> u64 {
+        self.start
+    }
+}
+
+/// What followed from the end of a write, a reset or a finish.
+#[derive(Debug, Default, PartialEq, Eq)]
+#[must_use = "tickets that are dropped wait for ever"]
+pub struct Settled {
+    /// Sector ranges (start, length) that lie below the write pointer but whose write failed: they must be made to read as zeros.
+    pub gaps: Vec<(u64, u64)>,
+    /// The requests that waited for this zone: to be made again, in this order.
+    pub woken: Vec<Ticket>,
+}
+
+/// A reset or a finish that was begun: the zone admits nothing until it is ended.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use = "the zone stays busy until this is ended"]
+pub struct Begun {
+    pub(crate) zone: u32,
+    pub(crate) before: ZoneState,
+}
+
+impl Begun {
+    /// The zone's index.
+    pub fn zone(&self) -> u32 {
+        self.zone
+    }
+}
+
+/// How a reset or finish ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResetEnd {
+    /// It is durable.
+    Done,
+    /// It could not be made durable and nothing was changed: the zone is as it was.
+    Undone,
+    /// The zone's data is neither there nor gone: the zone goes offline.
+    Lost,
+}
+
+/// What kind of zone a report names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ZoneKind {
+    /// Written in any order.
+    Conventional,
+    /// Written at the write pointer only.
+    SequentialRequired,
+}
+
+/// One zone, as a report shows it. Lengths and positions in 512-byte sectors from the disk's start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ZoneReport {
+    /// Conventional or sequential.
+    pub kind: ZoneKind,
+    /// The zone's condition.
+    pub condition: Condition,
+    /// First sector.
+    pub start: u64,
+    /// Length.
+    pub len: u64,
+    /// Writable sectors.
+    pub capacity: u64,
+    /// Where the next write goes; the zone's end for conditions without a valid write pointer (full, read-only, offline,
+    /// conventional).
+    pub wp: u64,
+}
+
+/// The states that a table was to start with can't be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[allow(missing_docs, reason = "the message of each variant names its fields")]
+pub enum InitialStateError {
+    #[error("{found} zone states were given for a disk of {expected} zones")]
+    Count { found: usize, expected: u32 },
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error("{active} zones are active where the disk allows {max_active_zones}")]
+    TooManyActive { active: u32, max_active_zones: u32 },
+    #[error("{open} zones are open where the disk allows {max_open_zones}")]
+    TooManyOpen { open: u32, max_open_zones: u32 },
+}

@@ -1,0 +1,484 @@
+//! All zones of a disk, shared by the queues that use it.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::ops::Range;
+
+use crate::answers::{
+    Begun, Grant, InitialStateError, ReadPlan, Refusal, ResetEnd, Settled, Ticket, ZoneKind, ZoneReport,
+};
+use crate::geometry::Geometry;
+use crate::resources::{Resources, Room};
+use crate::state::{Condition, ZoneState};
+use crate::zone::Zone;
+use lock_api::{Mutex, MutexGuard, RawMutex};
+
+/// The zones of one disk.
+///
+/// All calls take `&self`: any number of queues may use the table at once. Each zone has a lock of its own, held while its state
+/// changes; the counts of open and active zones have one more, taken only when a zone begins or ends to be
+/// open or active. `R` is the lock, `O` is told of every state that a store must keep.
+///
+/// # Lock order
+/// The resources first, then one zone; a second zone (the one that is closed to make room) only under the resources' lock.
+/// Nobody who holds a zone's lock waits for another lock, so the order can't close to a cycle.
+pub struct ZoneTable<R, O> {
+    geometry: Geometry,
+    resources: Mutex<R, Resources>,
+    zones: Box<[Mutex<R, Zone>]>,
+    observer: O,
+}
+
+/// Is told of each zone's state that a store must keep.
+pub trait Observer {
+    /// `zone` is now in `state`. Called under the zone's lock, so in the order of the changes: must be quick and must not call
+    /// the table.
+    fn zone_changed(&self, zone: u32, state: ZoneState);
+}
+
+impl Observer for () {
+    fn zone_changed(&self, _: u32, _: ZoneState) {}
+}
+
+impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
+    /// A table over `states`, one for each zone of the disk in order.
+    ///
+    /// # Errors
+    /// A state that its zone can't be in, or more open or active zones than the geometry allows.
+    pub fn new(geometry: Geometry, states: &[ZoneState], observer: O) -> Result<Self, InitialStateError> {
+        if u32::try_from(states.len()) != Ok(geometry.zone_count()) {
+            return Err(InitialStateError::Count { found: states.len(), expected: geometry.zone_count() });
+        }
+        let mut resources = Resources::new(&geometry);
+        let mut zones = Vec::with_capacity(states.len());
+        for (index, &state) in (0..).zip(states) {
+            state.check(&geometry, index)?;
+            let mut zone = Zone::new(state);
+            resources.take(state.condition);
+            if state.condition == Condition::ImplicitOpen {
+                zone.implicit_stamp = resources.list_implicit(index);
+            }
+            zones.push(Mutex::new(zone));
+        }
+        let (open, max_open_zones) = (resources.open(), geometry.max_open_zones());
+        if max_open_zones != 0 && open > max_open_zones {
+            return Err(InitialStateError::TooManyOpen { open, max_open_zones });
+        }
+        let (active, max_active_zones) = (resources.active(), geometry.max_active_zones());
+        if max_active_zones != 0 && active > max_active_zones {
+            return Err(InitialStateError::TooManyActive { active, max_active_zones });
+        }
+        Ok(Self { geometry, resources: Mutex::new(resources), zones: zones.into(), observer })
+    }
+
+    /// The disk's shape.
+    pub fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    /// How many zones are open and how many are active.
+    pub fn open_and_active(&self) -> (u32, u32) {
+        let resources = self.resources.lock();
+        (resources.open(), resources.active())
+    }
+
+    /// The zone's line in a report.
+    ///
+    /// `None` past the last zone.
+    pub fn report(&self, zone: u32) -> Option<ZoneReport> {
+        let z = self.zones.get(usize::try_from(zone).ok()?)?.lock();
+        let start = self.geometry.zone_start(zone);
+        let len = u64::from(self.geometry.zone_len_sectors(zone));
+        let wp = match z.condition {
+            Condition::NotWp | Condition::Full | Condition::ReadOnly | Condition::Offline => start + len,
+            _ => start + u64::from(z.wp()),
+        };
+        let kind = match self.geometry.is_conventional(zone) {
+            true => ZoneKind::Conventional,
+            false => ZoneKind::SequentialRequired,
+        };
+        let capacity = u64::from(self.geometry.zone_capacity_sectors(zone));
+        Some(ZoneReport { kind, condition: z.condition, start, len, capacity, wp })
+    }
+
+    /// Whether a read is allowed, and how much of it was ever written.
+    ///
+    /// # Errors
+    /// Past the disk's end; across zones where one of them is sequential (V25); from an offline zone (V29).
+    pub fn admit_read(&self, sector: u64, sectors: u64) -> Result<ReadPlan, Refusal> {
+        let zones = self.zones_of(sector, sectors)?;
+        let mut stored_sectors = sectors;
+        for zone in zones {
+            let z = self.lock_zone(zone)?;
+            match z.condition {
+                Condition::Offline => return Err(Refusal::InvalidCommand),
+                Condition::NotWp => {}
+                _ => {
+                    let end = self.geometry.zone_start(zone) + u64::from(z.wp());
+                    stored_sectors = end.saturating_sub(sector).min(sectors);
+                }
+            }
+        }
+        Ok(ReadPlan { stored_sectors, zero_sectors: sectors - stored_sectors })
+    }
+
+    /// Whether a write at `sector` is allowed now; reserves its place and opens the zone if need be (V20).
+    ///
+    /// # Errors
+    /// Past the disk's end; across zones where one is sequential (V25); not at the write pointer or not a whole number of
+    /// blocks (V26); beyond the zone's capacity (V22); a zone that can't be written (V28, V29); no resources (V20).
+    pub fn admit_write(&self, sector: u64, sectors: u32, ticket: Ticket) -> Result<Grant, Refusal> {
+        let mut zones = self.zones_of(sector, sectors.into())?;
+        let zone = zones.next().ok_or(Refusal::OutOfRange)?;
+        if self.geometry.is_conventional(zone) {
+            return Ok(Grant { zone, start: sector, reserved: None });
+        }
+        self.admit(zone, sector, sectors, Placement::At, ticket)
+    }
+
+    /// Whether an append of `sectors` to the zone that starts at `sector` is allowed now; reserves its place at the write pointer.
+    ///
+    /// # Errors
+    /// As [`admit_write`](Self::admit_write), and: no append on this disk, or too long (V24); not a sequential zone (V14);
+    /// `sector` is not the zone's start (V21).
+    pub fn admit_append(&self, sector: u64, sectors: u32, ticket: Ticket) -> Result<Grant, Refusal> {
+        let limit = self.geometry.max_append_sectors();
+        if limit == 0 {
+            return Err(Refusal::Unsupported);
+        }
+        let zone = self.sequential_zone_at(sector)?;
+        if sectors > limit {
+            return Err(Refusal::InvalidCommand);
+        }
+        self.admit(zone, sector, sectors, Placement::Append, ticket)
+    }
+
+    /// Takes in how an admitted write ended.
+    pub fn settle(&self, grant: Grant, ok: bool) -> Settled {
+        let Some(range) = grant.reserved else {
+            return Settled::default();
+        };
+        let zone = grant.zone;
+        let Ok(mut z) = self.lock_zone(zone) else {
+            return Settled::default();
+        };
+        let before = z.state();
+        let start = self.geometry.zone_start(zone);
+        let gaps = z.resolve(&range, ok);
+        let gaps = gaps
+            .into_iter()
+            .map(|gap| (start + u64::from(gap.start), u64::from(gap.end - gap.start)))
+            .collect();
+        self.tell(zone, &z, before);
+        if self.condition_at_rest(zone, &z) != z.condition {
+            // The lock order wants the resources first. What happens in between is seen again below.
+            drop(z);
+            let mut resources = self.resources.lock();
+            let Ok(again) = self.lock_zone(zone) else {
+                return Settled { gaps, woken: Vec::new() };
+            };
+            z = again;
+            let rest = self.condition_at_rest(zone, &z);
+            if rest != z.condition {
+                let before = z.state();
+                self.change(&mut resources, zone, &mut z, rest);
+                self.tell(zone, &z, before);
+            }
+        }
+        Settled { gaps, woken: wake(&mut z) }
+    }
+
+    /// Opens a zone explicitly.
+    ///
+    /// # Errors
+    /// Not a zone's start, conventional (V13), not possible in its condition or out of resources (V15).
+    pub fn open(&self, sector: u64, ticket: Ticket) -> Result<(), Refusal> {
+        self.transition(sector, ticket, |resources, zone, z| {
+            match z.condition {
+                Condition::ExplicitOpen => return Ok(()),
+                Condition::Empty | Condition::ImplicitOpen | Condition::Closed => {}
+                _ => return Err(Refusal::InvalidCommand),
+            }
+            self.make_room(resources, z.condition)?;
+            self.change(resources, zone, z, Condition::ExplicitOpen);
+            z.opened_from = None;
+            Ok(())
+        })
+    }
+
+    /// Closes a zone; one that has nothing written in it becomes empty.
+    ///
+    /// # Errors
+    /// Not a zone's start, conventional (V13), not possible in its condition (V16, G2).
+    pub fn close(&self, sector: u64, ticket: Ticket) -> Result<(), Refusal> {
+        self.transition(sector, ticket, |resources, zone, z| {
+            let to = match z.condition {
+                Condition::Closed => return Ok(()),
+                Condition::ImplicitOpen | Condition::ExplicitOpen if z.wp() == 0 => Condition::Empty,
+                Condition::ImplicitOpen | Condition::ExplicitOpen => Condition::Closed,
+                _ => return Err(Refusal::InvalidCommand),
+            };
+            self.change(resources, zone, z, to);
+            z.opened_from = None;
+            Ok(())
+        })
+    }
+
+    /// Begins to finish a zone: it is full from now on, and busy until [`end`](Self::end). `None`: it is full already.
+    ///
+    /// # Errors
+    /// Not a zone's start, conventional (V13), not possible in its condition (V17), out of resources where it must be
+    /// opened for the moment (G1); busy while writes are under way.
+    pub fn begin_finish(&self, sector: u64, ticket: Ticket) -> Result<Option<Begun>, Refusal> {
+        self.transition(sector, ticket, |resources, zone, z| {
+            match z.condition {
+                Condition::Full => return Ok(None),
+                Condition::Empty | Condition::ImplicitOpen | Condition::ExplicitOpen | Condition::Closed => {}
+                _ => return Err(Refusal::InvalidCommand),
+            }
+            if z.has_writes() {
+                return Err(Refusal::Busy);
+            }
+            self.make_room(resources, z.condition)?;
+            Ok(Some(begin(resources, zone, z, |z| z.condition = Condition::Full)))
+        })
+    }
+
+    /// Begins to reset a zone: it is empty from now on, and busy until [`end`](Self::end). `None`: it is empty already.
+    ///
+    /// # Errors
+    /// Not a zone's start, conventional (V13), not possible in its condition (V18); busy while writes are under way.
+    pub fn begin_reset(&self, sector: u64, ticket: Ticket) -> Result<Option<Begun>, Refusal> {
+        self.transition(sector, ticket, |resources, zone, z| match z.condition {
+            Condition::Empty => Ok(None),
+            Condition::ReadOnly | Condition::Offline | Condition::NotWp => Err(Refusal::InvalidCommand),
+            _ if z.has_writes() => Err(Refusal::Busy),
+            _ => Ok(Some(begin(resources, zone, z, Zone::clear))),
+        })
+    }
+
+    /// As [`begin_reset`](Self::begin_reset), for the part that RESET_ALL has in `zone`: `None` too for a zone that it
+    /// leaves alone, whatever the reason (V19).
+    ///
+    /// # Errors
+    /// Only [`Refusal::Busy`].
+    pub fn begin_reset_all(&self, zone: u32, ticket: Ticket) -> Result<Option<Begun>, Refusal> {
+        match self.begin_reset(self.geometry.zone_start(zone), ticket) {
+            Err(Refusal::Busy) => Err(Refusal::Busy),
+            Err(_) => Ok(None),
+            begun => begun,
+        }
+    }
+
+    /// Ends a reset or a finish.
+    pub fn end(&self, begun: Begun, end: ResetEnd) -> Settled {
+        let zone = begun.zone;
+        let mut resources = self.resources.lock();
+        let Ok(mut z) = self.lock_zone(zone) else {
+            return Settled::default();
+        };
+        let before = z.state();
+        let Some(held) = z.settling_from.take() else {
+            return Settled::default();
+        };
+        match end {
+            ResetEnd::Done => resources.give_back(held),
+            ResetEnd::Undone => {
+                z.restore(begun.before);
+                if held == Condition::ImplicitOpen {
+                    z.implicit_stamp = resources.list_implicit(zone);
+                }
+            }
+            ResetEnd::Lost => {
+                resources.give_back(held);
+                z.clear();
+                z.condition = Condition::Offline;
+            }
+        }
+        self.tell(zone, &z, before);
+        Settled { gaps: Vec::new(), woken: wake(&mut z) }
+    }
+
+    /// The zones that a range touches, checked: inside the disk, and more than one only where all are conventional (V25).
+    fn zones_of(&self, sector: u64, sectors: u64) -> Result<Range<u32>, Refusal> {
+        let last = sector.checked_add(sectors.max(1) - 1).ok_or(Refusal::OutOfRange)?;
+        let first_zone = self.geometry.zone_of(sector).ok_or(Refusal::OutOfRange)?;
+        let last_zone = self.geometry.zone_of(last).ok_or(Refusal::OutOfRange)?;
+        if first_zone != last_zone && !self.geometry.is_conventional(last_zone) {
+            return Err(Refusal::InvalidCommand);
+        }
+        Ok(first_zone..last_zone + 1)
+    }
+
+    /// The sequential zone that starts at `sector` (R8, V13, V14, V21).
+    fn sequential_zone_at(&self, sector: u64) -> Result<u32, Refusal> {
+        let zone = self.geometry.zone_of(sector).ok_or(Refusal::InvalidCommand)?;
+        if self.geometry.zone_start(zone) != sector || self.geometry.is_conventional(zone) {
+            return Err(Refusal::InvalidCommand);
+        }
+        Ok(zone)
+    }
+
+    fn lock_zone(&self, zone: u32) -> Result<MutexGuard<'_, R, Zone>, Refusal> {
+        let index = usize::try_from(zone).map_err(|_| Refusal::OutOfRange)?;
+        self.zones.get(index).map(Mutex::lock).ok_or(Refusal::OutOfRange)
+    }
+
+    /// Admission of a write to a sequential zone.
+    fn admit(
+        &self,
+        zone: u32,
+        sector: u64,
+        sectors: u32,
+        placement: Placement,
+        ticket: Ticket,
+    ) -> Result<Grant, Refusal> {
+        let start = self.geometry.zone_start(zone);
+        let grant =
+            |range: Range<u32>| Grant { zone, start: start + u64::from(range.start), reserved: Some(range) };
+        {
+            let mut z = self.lock_zone(zone)?;
+            self.check_write(zone, &mut z, sector, sectors, placement, ticket)?;
+            if sectors == 0 {
+                // Only data opens a zone.
+                return Ok(Grant { reserved: None, ..grant(z.wp()..z.wp()) });
+            }
+            if z.condition.is_open() {
+                return Ok(grant(z.reserve(sectors)));
+            }
+        }
+        // The zone must be opened first: resources, then the zone, and everything is looked at anew.
+        let mut resources = self.resources.lock();
+        let mut z = self.lock_zone(zone)?;
+        self.check_write(zone, &mut z, sector, sectors, placement, ticket)?;
+        if !z.condition.is_open() {
+            self.make_room(&mut resources, z.condition)?;
+            let before = z.state();
+            let from = z.condition;
+            self.change(&mut resources, zone, &mut z, Condition::ImplicitOpen);
+            z.opened_from = Some(from);
+            self.tell(zone, &z, before);
+        }
+        Ok(grant(z.reserve(sectors)))
+    }
+
+    fn check_write(
+        &self,
+        zone: u32,
+        z: &mut Zone,
+        sector: u64,
+        sectors: u32,
+        placement: Placement,
+        ticket: Ticket,
+    ) -> Result<(), Refusal> {
+        if z.must_wait() {
+            z.waiting.push(ticket);
+            return Err(Refusal::Busy);
+        }
+        if !z.condition.is_active() && z.condition != Condition::Empty {
+            return Err(Refusal::InvalidCommand);
+        }
+        let at_wp = sector == self.geometry.zone_start(zone) + u64::from(z.wp());
+        if placement == Placement::At && !at_wp
+            || !sectors.is_multiple_of(self.geometry.granularity_sectors())
+        {
+            return Err(Refusal::UnalignedWritePointer);
+        }
+        if sectors > self.geometry.zone_capacity_sectors(zone) - z.wp() {
+            return Err(Refusal::InvalidCommand);
+        }
+        Ok(())
+    }
+
+    /// A change of one zone that the driver asked for, under both locks.
+    fn transition<T>(
+        &self,
+        sector: u64,
+        ticket: Ticket,
+        act: impl FnOnce(&mut Resources, u32, &mut Zone) -> Result<T, Refusal>,
+    ) -> Result<T, Refusal> {
+        let zone = self.sequential_zone_at(sector)?;
+        let mut resources = self.resources.lock();
+        let mut z = self.lock_zone(zone)?;
+        let before = z.state();
+        let result = if z.must_wait() { Err(Refusal::Busy) } else { act(&mut resources, zone, &mut z) };
+        if matches!(result, Err(Refusal::Busy)) {
+            z.waiting.push(ticket);
+        }
+        self.tell(zone, &z, before);
+        result
+    }
+
+    /// Sees to it that one more zone can be open, closing an implicitly open one if need be (V27).
+    fn make_room(&self, resources: &mut Resources, from: Condition) -> Result<(), Refusal> {
+        if resources.room_to_open(from)? == Room::Free {
+            return Ok(());
+        }
+        let idle = |&zone: &u32| self.lock_zone(zone).is_ok_and(|z| z.is_idle());
+        let victim = resources.implicit_zones().find(idle).or_else(|| resources.implicit_zones().next());
+        let victim = victim.ok_or(Refusal::OpenResource)?;
+        let mut z = self.lock_zone(victim)?;
+        let before = z.state();
+        self.change(resources, victim, &mut z, Condition::Closed);
+        z.opened_from = None;
+        self.tell(victim, &z, before);
+        Ok(())
+    }
+
+    /// Brings a zone into `to` and keeps the counts.
+    fn change(&self, resources: &mut Resources, zone: u32, z: &mut Zone, to: Condition) {
+        resources.unlist_implicit(core::mem::take(&mut z.implicit_stamp));
+        resources.give_back(z.condition);
+        resources.take(to);
+        z.condition = to;
+        if to == Condition::ImplicitOpen {
+            z.implicit_stamp = resources.list_implicit(zone);
+        }
+    }
+
+    /// The condition that a zone takes when nothing is under way in it: full at its capacity, and what it was before
+    /// where the write that opened it has failed.
+    fn condition_at_rest(&self, zone: u32, z: &Zone) -> Condition {
+        if !z.is_idle() || !z.condition.is_active() {
+            return z.condition;
+        }
+        if z.wp() == self.geometry.zone_capacity_sectors(zone) {
+            return Condition::Full;
+        }
+        match z.condition {
+            Condition::ImplicitOpen => z.opened_from.unwrap_or(Condition::ImplicitOpen),
+            Condition::Closed if z.wp() == 0 => Condition::Empty,
+            other => other,
+        }
+    }
+
+    fn tell(&self, zone: u32, z: &Zone, before: ZoneState) {
+        let now = z.state();
+        if now != before {
+            self.observer.zone_changed(zone, now);
+        }
+    }
+}
+
+/// Marks a zone as settling, with what `act` makes of it. Its resources are held until the end, so that it can go back.
+fn begin(resources: &mut Resources, zone: u32, z: &mut Zone, act: impl FnOnce(&mut Zone)) -> Begun {
+    let before = z.state();
+    resources.unlist_implicit(core::mem::take(&mut z.implicit_stamp));
+    z.settling_from = Some(z.condition);
+    act(z);
+    Begun { zone, before }
+}
+
+/// Takes the waiting requests out of a zone that has become free.
+fn wake(z: &mut Zone) -> Vec<Ticket> {
+    if z.is_idle() { core::mem::take(&mut z.waiting) } else { Vec::new() }
+}
+
+/// Where a write to a sequential zone goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Placement {
+    /// The driver says where: it must be the write pointer.
+    At,
+    /// At the write pointer, wherever that is.
+    Append,
+}

@@ -1,0 +1,47 @@
+//! Real Linux guests, for tests and for the curious.
+//!
+//! A guest is a User-mode Linux kernel: it runs as an ordinary process, needs no virtualization, and attaches a vhost-user
+//! socket as `/dev/vda`. Its root is the host's own file system under a writable layer of memory, so the guest has the host's
+//! tools and leaves no trace. The way from nothing to a command in a guest:
+//!
+//! 1. [`packages`]: what the build and the tests need from Debian is installed (as root) or named.
+//! 2. [`Kernel::ensure`]: the kernel is built once, from Debian's source package, and kept in the [`cache`].
+//! 3. [`ServedDisk`]: `vzbd` makes a disk and serves it on a socket.
+//! 4. [`Guest`]: boots, runs a command, gives back its status and its output.
+//!
+//! ```no_run
+//! use virtio_zbd_guest::{Geometry, Guest, Kernel, ServedDisk};
+//!
+//! # fn main() -> Result<(), virtio_zbd_guest::Error> {
+//! let kernel = Kernel::cached()?;
+//! let disk = ServedDisk::create(&Geometry::new("4G", "64M"))?;
+//! let output = Guest::new(&kernel).disk(disk.socket()).sh("blkzone report /dev/vda")?;
+//! assert!(output.status.success());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! What runs as process 1 of the guest is the program `guest-init` of this package; [`job`] is what the two say to each other.
+#![forbid(unsafe_code)]
+
+mod boot;
+pub mod cache;
+mod command;
+mod disk;
+mod error;
+pub mod job;
+mod kernel;
+mod memory;
+pub mod packages;
+mod process;
+pub mod programs;
+mod terminal;
+
+pub use boot::{Guest, Output};
+pub use disk::{DiskTarget, Geometry, ServedDisk};
+pub use error::{Error, Result};
+pub use job::Status;
+pub use kernel::{KERNEL_VARIABLE, Kernel};
+
+/// Where long work says how far it is: called with a short line now and then.
+pub type Progress<'a> = &'a mut dyn FnMut(&str);

@@ -1,0 +1,43 @@
+//! Where the workspace's own programs are.
+
+use std::path::PathBuf;
+
+use crate::{Error, Result};
+
+/// Names another `vzbd`.
+pub const VZBD_VARIABLE: &str = "VIRTIO_ZBD_VZBD";
+/// Names another `guest-init`.
+pub const GUEST_INIT_VARIABLE: &str = "VIRTIO_ZBD_GUEST_INIT";
+
+/// The disk daemon, from the build directory of the running program or test.
+///
+/// # Errors
+/// It is not built.
+pub fn vzbd() -> Result<PathBuf> {
+    find("vzbd", VZBD_VARIABLE)
+}
+
+/// The guest's process 1, from the build directory of the running program or test.
+///
+/// # Errors
+/// It is not built.
+pub fn guest_init() -> Result<PathBuf> {
+    find("guest-init", GUEST_INIT_VARIABLE)
+}
+
+/// Cargo puts programs into `target/<profile>/` and tests into `deps/` below it.
+fn find(name: &str, variable: &'static str) -> Result<PathBuf> {
+    let path = match std::env::var_os(variable) {
+        Some(path) => PathBuf::from(path),
+        None => {
+            let own = std::env::current_exe().map_err(Error::io("find", "the running program"))?;
+            let mut dir = own.parent().map(PathBuf::from).unwrap_or_default();
+            if dir.file_name().is_some_and(|dir| dir == "deps" || dir == "examples") {
+                dir.pop();
+            }
+            dir.join(name)
+        }
+    };
+    // Absolute, because the guest has its own working directory.
+    path.canonicalize().map_err(|_| Error::NoProgram { path, variable })
+}
