@@ -82,5 +82,12 @@ fn btrfs_has_the_same_tree_after_a_restart() {
 
 #[test]
 fn f2fs_has_the_same_tree_after_a_restart() {
-    the_same_tree_after_a_restart("mkfs.f2fs -q -m /dev/vda", "fsck.f2fs --dry-run /dev/vda >/dev/null");
+    // Debian 12's fsck.f2fs does not know zones whose capacity is less than their length: it counts segments as free that the
+    // kernel rightly does not, says so, and ends with status 4. All else that it checks must be right.
+    the_same_tree_after_a_restart(
+        "mkfs.f2fs -q -m /dev/vda",
+        r#"fsck.f2fs --dry-run /dev/vda >/tmp/fsck || [ $? = 4 ]
+           grep -q 'Write pointers consistency.*Ok' /tmp/fsck
+           if grep -v 'free segment_count' /tmp/fsck | grep Fail >&2; then exit 1; fi"#,
+    );
 }

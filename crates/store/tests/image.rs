@@ -189,13 +189,15 @@ fn a_reset_gives_space_back() {
         fill(&store, zone, 48, 7);
     }
     flush(&store);
-    assert_eq!(blocks() - empty, 8 * 48 * 4096);
+    // The file system may need some for its own records.
+    let taken = |zones: u64| zones * 48 * 4096..=zones * 48 * 4096 + (64 << 10);
+    assert!(taken(8).contains(&(blocks() - empty)), "{}", blocks() - empty);
     assert_eq!(store.allocated_bytes().unwrap(), blocks());
     reset(&store, &[9, 4, 3]);
-    assert_eq!(blocks() - empty, 5 * 48 * 4096);
+    assert!(taken(5).contains(&(blocks() - empty)), "{}", blocks() - empty);
     assert_eq!(content(&store, 4, ZONE as usize), vec![0; ZONE as usize]);
     reset(&store, &(2..20).collect::<Vec<_>>());
-    assert_eq!(blocks(), empty);
+    assert!(taken(0).contains(&(blocks() - empty)), "{}", blocks() - empty);
 }
 
 #[test]

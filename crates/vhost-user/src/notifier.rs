@@ -9,11 +9,11 @@ use rustix::fs::{FileType, OFlags, fcntl_getfl, fcntl_setfl, fstat};
 use rustix::io::{Errno, retry_on_intr, write};
 use rustix::net::{SendFlags, send};
 
-/// A file descriptor by which the other side learns that something has happened: an eventfd, or the writing
-/// end of a pipe.
+/// A file descriptor by which the other side learns that something has happened: an eventfd, the writing end
+/// of a pipe, or a socket.
 ///
-/// Clones signal the same descriptor. Writing to a pipe whose reader is gone raises SIGPIPE, which Rust programs
-/// ignore from the start; a program in another language has to do so itself.
+/// Clones signal the same descriptor. Writing to a pipe whose reader is gone raises SIGPIPE, which Rust
+/// programs ignore from the start; a program in another language has to do so itself.
 #[derive(Clone, Debug)]
 pub struct Notifier {
     inner: Arc<Inner>,
@@ -60,7 +60,8 @@ pub(crate) enum EventKind {
 impl Notifier {
     /// Takes a descriptor to signal.
     ///
-    /// A pipe is made non-blocking. An eventfd is left as it is: its mode is shared with the side that reads it.
+    /// A pipe is made non-blocking. An eventfd is left as it is: its mode is shared with the side that reads
+    /// it.
     ///
     /// # Errors
     ///
@@ -80,8 +81,8 @@ impl Notifier {
 
     /// Signals. Never waits and never fails: what cannot be delivered is dropped.
     ///
-    /// Where the other side has not read for so long that the descriptor is full, it has a signal waiting already.
-    /// Where it has closed its end, nobody wants to know (logged once).
+    /// Where the other side has not read for so long that the descriptor is full, it has a signal waiting
+    /// already. Where it has closed its end, nobody wants to know (logged once).
     pub fn notify(&self) {
         let Inner { fd, way, failed } = &*self.inner;
         let one = 1_u64.to_ne_bytes();

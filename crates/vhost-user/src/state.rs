@@ -11,7 +11,7 @@ use crate::message::{
     CONFIG_BYTES_MAX, ConfigHead, FEATURE_PROTOCOL_FEATURES, FEATURES_NEVER_OFFERED, MEMORY_SLOTS_MAX,
     ProtocolFeatures, STATUS_FEATURES_OK, VringAddr, VringState,
 };
-use crate::notifier::event_kind;
+use crate::notifier::{NotAnEvent, event_kind, set_nonblocking};
 use crate::request::{Request, VringFd};
 use crate::ring::{Place, Ring};
 use crate::{Backend, FrontendNotifier, Notifier, Session, Vring};
@@ -325,6 +325,9 @@ impl<B: Backend> State<B> {
         let (index, _) = self.ring(vring.index)?;
         let kick = vring.fd.ok_or(Fault::Polling)?;
         event_kind(&kick)?;
+        // The front-end only writes to it: the mode, which an eventfd shares with it, makes no difference
+        // there.
+        set_nonblocking(&kick).map_err(NotAnEvent::from)?;
         self.change(index, |ring| ring.kick = Some(Arc::new(kick)))
     }
 

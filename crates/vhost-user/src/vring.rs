@@ -34,10 +34,10 @@ pub struct Vring {
     pub features: u64,
     /// Becomes readable when the driver has made entries available: an eventfd, a pipe or a socket.
     ///
-    /// The queue's worker reads it. It may or may not be in non-blocking mode (the mode belongs to the
-    /// front-end, too, and is left as it is), so wait with poll before reading, in an io_uring as well: on a
-    /// non-blocking file its reads do not wait. A read that returns 0 bytes means that the front-end has
-    /// closed its end of a pipe: no kick will come.
+    /// The queue's worker reads it. It is in non-blocking mode, so that no front-end can hold a reader: wait
+    /// for it with poll (in an io_uring, too: a read there would not wait), then read; EAGAIN means that
+    /// somebody else was faster. A read of 0 bytes means that the front-end has closed its end of a pipe or
+    /// socket: no kick will come.
     pub kick: Arc<OwnedFd>,
     /// Where to tell the driver of used entries. Without it the driver polls.
     pub call: Option<Notifier>,

@@ -169,7 +169,7 @@ impl Run {
                 (format!("SET_VRING_CALL {index} {}", queue.call), found, true)
             }
             54..68 => {
-                let enable = self.rng.u32(0..4).min(1);
+                let enable = self.rng.u32(0..8).min(1);
                 queue.enabled = Some(enable == 1);
                 if enable == 0 {
                     stops = this;
@@ -186,7 +186,7 @@ impl Run {
                 assert_eq!(found, u32::from(queue.base), "GET_VRING_BASE {index}");
                 (format!("GET_VRING_BASE {index}"), 0, true)
             }
-            72..82 => {
+            72..76 => {
                 stops = all;
                 let region = self.rng.usize(0..2);
                 let there = self.model.regions[region];
@@ -201,7 +201,7 @@ impl Run {
                     (format!("ADD_MEM_REG {region}"), found, true)
                 }
             }
-            82..85 => {
+            76..85 => {
                 stops = all;
                 self.model.regions = [true; 2];
                 let [one, two] = &self.guests;
@@ -225,7 +225,7 @@ impl Run {
                 let found = self.peer.ask_u64(SET_FEATURES, features);
                 (format!("SET_FEATURES {features:#x}"), found, true)
             }
-            93..97 => {
+            93..98 => {
                 let status = self.rng.u8(1..16);
                 if status & 8 != 0 && self.model.accepted.is_none() {
                     (self.model.accepted, self.model.refused) = (Some(0), true);
@@ -234,7 +234,7 @@ impl Run {
                 let found = self.peer.ask_u64(SET_STATUS, status.into());
                 (format!("SET_STATUS {status}"), found, true)
             }
-            97 => {
+            98 if self.rng.bool() => {
                 for &index in before.keys() {
                     Model::stopped(&mut self.model.queues[usize::from(index)]);
                 }

@@ -268,7 +268,8 @@ fn echo(mut vring: Vring, stop: &OwnedFd) -> Vring {
         if !fds[0].revents().is_empty() {
             return vring;
         }
-        kick_lives = matches!(rustix::io::read(&*vring.kick, &mut [0; 512]), Ok(1..));
+        let read = rustix::io::read(&*vring.kick, &mut [0; 512]);
+        kick_lives = matches!(read, Ok(1..) | Err(rustix::io::Errno::AGAIN));
     }
 }
 
