@@ -294,22 +294,15 @@ impl Guest {
     /// All names in it are ours and plain: links in `dir` stand for whatever the caller's files are called.
     fn kernel_command_line(&self, dir: &Path, interactive: bool) -> Vec<String> {
         let dir = dir.display();
-        let mut args = vec![
-            format!("mem={}M", self.memory_mib),
-            "root=hostfs rootfstype=hostfs rootflags=/ ro".to_owned(),
-            format!("init={dir}/init"),
-            // The log goes to standard output and later to standard error. Other consoles have nothing behind them.
-            "earlyprintk console=ttyS0 ssl=null ssl0=null,fd:2 con=null".to_owned(),
-            format!("con0={}", if interactive { "fd:0" } else { "null" }),
-            // A panic ends the process.
-            "panic=-1".to_owned(),
-            format!("uml_dir={dir}/uml/ umid=guest"),
-            "null_blk.nr_devices=0".to_owned(),
-        ];
-        let mut args: Vec<String> = args
-            .drain(..)
-            .flat_map(|words| words.split(' ').map(str::to_owned).collect::<Vec<_>>())
-            .collect();
+        // The log is on ttyS0: on standard output first and later on standard error. Consoles have nothing behind them, but for
+        // an interactive guest's.
+        let words = format!(
+            "mem={}M root=hostfs rootfstype=hostfs rootflags=/ ro init={dir}/init panic=-1 null_blk.nr_devices=0 \
+             uml_dir={dir}/uml/ umid=guest earlyprintk console=ttyS0 ssl=null ssl0=null,fd:2 con=null con0={}",
+            self.memory_mib,
+            if interactive { "fd:0" } else { "null" },
+        );
+        let mut args: Vec<String> = words.split_ascii_whitespace().map(str::to_owned).collect();
         let devices = socket_names().take(self.sockets.len());
         args.extend(devices.map(|name| format!("virtio_uml.device={dir}/{name}:2")));
         args.extend(self.kernel_args.iter().cloned());

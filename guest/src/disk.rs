@@ -18,6 +18,8 @@ use crate::{Error, Result, programs};
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 
+const MODEL_OPTION: &str = "--zoned";
+
 /// What the first line says when the socket listens.
 const READY_WORD: &str = "serving ";
 
@@ -35,7 +37,7 @@ impl Geometry {
 
     /// A regular disk, without zones.
     pub fn regular(size: impl Into<OsString>) -> Geometry {
-        Geometry { options: Vec::new() }.set("--size", size).set("--zoned", "none")
+        Geometry { options: Vec::new() }.set("--size", size).set(MODEL_OPTION, "none")
     }
 
     /// How much of each zone can be written.
@@ -80,6 +82,10 @@ impl Geometry {
         self.options.retain(|(other, _)| *other != option);
         self.options.push((option, value.into()));
         self
+    }
+
+    fn get(&self, option: &str) -> Option<&OsString> {
+        self.options.iter().find(|(name, _)| *name == option).map(|(_, value)| value)
     }
 
     /// Makes an image: `vzbd create`.
@@ -129,7 +135,7 @@ pub enum DiskTarget {
     Temporary(Geometry),
     /// Memory of the daemon, new at each start.
     Ram(Geometry),
-    /// An image that is there, and stays there.
+    /// An image that is there, and stays there. Any other file is a regular disk with the option `--zoned none`.
     Image(PathBuf),
 }
 
@@ -174,16 +180,20 @@ impl ServedDisk {
         args: impl IntoIterator<Item = A>,
     ) -> Result<ServedDisk> {
         let dir = make_dir()?;
+        let mut serve_args: Vec<_> = args.into_iter().map(Into::into).collect();
         let target = match target {
             DiskTarget::Temporary(geometry) => {
                 let image = dir.path().join("disk.zbd");
                 geometry.create_image(&image)?;
+                // A regular disk's file does not say that it is one.
+                if let Some(model) = geometry.get(MODEL_OPTION) {
+                    serve_args.extend([MODEL_OPTION.into(), model.clone()]);
+                }
                 Served::Image(image)
             }
             DiskTarget::Ram(geometry) => Served::Ram(geometry),
             DiskTarget::Image(path) => Served::Image(path),
         };
-        let serve_args: Vec<_> = args.into_iter().map(Into::into).collect();
         let socket = dir.path().join("disk.sock");
         let (process, banner) = start(dir.path(), &socket, &target, &serve_args)?;
         Ok(ServedDisk { process, dir, socket, target, serve_args, banner })

@@ -34,10 +34,9 @@ pub enum Error {
     },
     /// This host has no `apt-get`.
     #[error(
-        "this host has no apt-get, and these are missing (under the names of Debian's packages): {}\n\
-         install them, or set {}=PATH to a User-mode Linux kernel with the options of guest/uml.config",
+        "this host has no apt-get, and these are missing (under the names of Debian's packages): {}{}",
         names.join(", "),
-        crate::kernel::KERNEL_VARIABLE
+        own_kernel_hint(names)
     )]
     NotDebian {
         /// Debian's names of what is missing.
@@ -172,6 +171,17 @@ impl Error {
         let path = path.as_ref().to_path_buf();
         move |source| Error::Io { what, path, source }
     }
+}
+
+/// Without the source there is still a way: a kernel from somewhere else.
+fn own_kernel_hint(names: &[String]) -> String {
+    if !names.iter().any(|name| name == crate::packages::KERNEL_SOURCE) {
+        return String::new();
+    }
+    let variable = crate::KERNEL_VARIABLE;
+    format!(
+        "\ninstall them, or set {variable}=PATH to a User-mode Linux kernel with the options of guest/uml.config"
+    )
 }
 
 /// The ends of the texts that are not empty, each under its name.

@@ -90,7 +90,15 @@ impl Kernel {
 
 /// The directory's name in the cache: another source or another line in the fragment is another kernel.
 fn key(version: &str) -> String {
-    format!("uml-{version}-{}", cache::fingerprint(FRAGMENT.as_bytes()))
+    let options: Vec<_> = option_lines(FRAGMENT).collect();
+    format!("uml-{version}-{}", cache::fingerprint(options.join("\n").as_bytes()))
+}
+
+/// The lines of a fragment that say something to Kconfig, without those for people.
+fn option_lines(fragment: &str) -> impl Iterator<Item = &str> {
+    fragment.lines().map(str::trim).filter(|line| {
+        line.starts_with("CONFIG_") || (line.starts_with("# CONFIG_") && line.ends_with(" is not set"))
+    })
 }
 
 fn newest_with_our_options(cache: &Path) -> Option<PathBuf> {
@@ -180,10 +188,7 @@ fn lost_lines(fragment: &str, config: &str) -> Vec<String> {
     let is_set = |option: &str| {
         config.lines().any(|line| line.strip_prefix(option).is_some_and(|rest| rest.starts_with('=')))
     };
-    let wanted = fragment.lines().map(str::trim).filter(|line| {
-        line.starts_with("CONFIG_") || (line.starts_with("# CONFIG_") && line.ends_with(" is not set"))
-    });
-    let lost = wanted.filter(|line| {
+    let lost = option_lines(fragment).filter(|line| {
         match line.strip_prefix("# ").and_then(|rest| rest.strip_suffix(" is not set")) {
             // An option that vanished with its parent is as unset as one that says so.
             Some(option) => is_set(option),

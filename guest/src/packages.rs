@@ -82,7 +82,9 @@ pub fn ensure(wanted: &[Package], progress: Progress<'_>) -> Result<()> {
     let mut install = apt();
     install.args(["install", "-y", "--no-install-recommends"]).args(&names);
     run_logged(&mut install, "apt-get install", &log, &mut |line| {
-        if line.starts_with("Setting up") {
+        // Those that were asked for, not all that they bring along.
+        let name = line.strip_prefix("Setting up ").and_then(|rest| rest.split([' ', ':']).next());
+        if name.is_some_and(|name| names.contains(&name)) {
             progress(&format!("packages: {line}"));
         }
     })?;

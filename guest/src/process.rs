@@ -5,9 +5,7 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
-use rustix::process::{
-    Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, test_kill_process_group, waitid,
-};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, waitid};
 
 use crate::{Error, Result};
 
@@ -112,7 +110,7 @@ impl Process {
             self.ended = Some(status);
         }
         let deadline = Instant::now() + REAP_TIMEOUT;
-        while test_kill_process_group(group).is_ok() && Instant::now() < deadline {
+        while group_runs(group) && Instant::now() < deadline {
             std::thread::sleep(POLL_INTERVAL);
         }
     }
@@ -124,6 +122,19 @@ impl Process {
     fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
     }
+}
+
+/// Whether a process of the group still runs. Zombies do not: a container's process 1 may never bury them.
+fn group_runs(group: Pid) -> bool {
+    let group = group.as_raw_nonzero().to_string();
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let stats = processes.filter_map(|entry| std::fs::read_to_string(entry.path().join("stat")).ok());
+    stats.into_iter().any(|stat| {
+        // proc_pid_stat(5): the name in parentheses may contain anything; behind it state, parent, group.
+        let mut fields = stat.rsplit(')').next().unwrap_or_default().split_ascii_whitespace();
+        let state = fields.next();
+        fields.nth(1) == Some(group.as_str()) && !matches!(state, Some("Z" | "X"))
+    })
 }
 
 impl Drop for Process {

@@ -1,7 +1,7 @@
 //! `cargo xtask guest`: one command from a fresh machine to a Linux that uses a zoned disk.
 
 use std::ffi::OsString;
-use std::io::{IsTerminal, Read};
+use std::io::{ErrorKind, IsTerminal, Read};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -19,6 +19,8 @@ pub(crate) const OWN_FAILURE: u8 = 125;
 const TIMED_OUT: u8 = 124;
 /// As a shell has it for SIGINT.
 const INTERRUPTED: u8 = 130;
+/// As a shell has it for SIGPIPE.
+pub(crate) const BROKEN_PIPE: u8 = 141;
 
 const TIMEOUT_S: u64 = 600;
 
@@ -171,6 +173,7 @@ pub(crate) fn failure_code(error: &anyhow::Error) -> Option<u8> {
     match error.downcast_ref::<Error>()? {
         Error::TimedOut { .. } => Some(TIMED_OUT),
         Error::Interrupted => Some(INTERRUPTED),
+        Error::Io { source, .. } if source.kind() == ErrorKind::BrokenPipe => Some(BROKEN_PIPE),
         _ => None,
     }
 }
@@ -195,17 +198,20 @@ impl Args {
         if self.has_no_disk() {
             return Ok(None);
         }
-        let mut serve = Vec::new();
+        let mut serve = Vec::<OsString>::new();
         if let Some(queues) = self.queues {
-            serve.extend(["--queues".to_owned(), queues.to_string()]);
+            serve.extend(["--queues".into(), queues.to_string().into()]);
         }
         if self.read_only {
-            serve.push("--read-only".to_owned());
+            serve.push("--read-only".into());
         }
         let target = match &self.disk {
             None => DiskTarget::Temporary(self.shape.geometry()),
             Some(word) if word == Path::new("ram") => DiskTarget::Ram(self.shape.geometry()),
             Some(path) => {
+                if let Some(model) = &self.shape.zoned {
+                    serve.extend(["--zoned".into(), model.clone()]);
+                }
                 if !path.exists() {
                     self.shape.geometry().create_image(path)?;
                     say(&format!("made {}", path.display()));
@@ -239,8 +245,9 @@ impl Shape {
         options.into_iter().filter_map(|(name, value)| Some((name, value.as_ref()?)))
     }
 
+    /// Whether it asks for anything but a model, which a file of other origin needs, too.
     fn is_given(&self) -> bool {
-        self.given().next().is_some()
+        self.given().any(|(name, _)| name != "--zoned")
     }
 
     fn geometry(&self) -> Geometry {

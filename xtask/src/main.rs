@@ -5,6 +5,7 @@ mod cargo;
 mod guest;
 mod test;
 
+use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -35,27 +36,25 @@ fn main() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(error) => {
-            say(&format!("{error:#}"));
-            ExitCode::from(guest::failure_code(&error).unwrap_or(own_failure))
+            let code = guest::failure_code(&error).unwrap_or(own_failure);
+            // Whoever stops reading knows it.
+            if code != guest::BROKEN_PIPE {
+                say(&format!("{error:#}"));
+            }
+            ExitCode::from(code)
         }
     }
 }
 
 fn kernel() -> Result<ExitCode> {
     let kernel = Kernel::ensure(&mut say)?;
-    print_line(&kernel.path().display().to_string());
+    writeln!(std::io::stdout(), "{}", kernel.path().display()).context("can't print the path")?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// On standard error: standard output belongs to what was asked for.
-#[allow(clippy::print_stderr, reason = "a program's own message")]
+/// On standard error: standard output belongs to what was asked for. A terminal that has gone away is no reason to fail.
 fn say(message: &str) {
-    eprintln!("xtask: {message}");
-}
-
-#[allow(clippy::print_stdout, reason = "a program's own output")]
-fn print_line(line: &str) {
-    println!("{line}");
+    let _ = writeln!(std::io::stderr(), "xtask: {message}");
 }
 
 /// True after Ctrl-C and the like; a second one ends the program at once.

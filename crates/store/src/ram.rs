@@ -105,7 +105,7 @@ impl Store for RamStore {
 
     fn open_lane(&self, engine: EngineChoice) -> io::Result<Lane> {
         let target = Target::Ram(Arc::clone(&self.memory));
-        Lane::open(target, self.memory.capacity_bytes, false, engine)
+        Lane::open(target, self.memory.capacity_bytes, Arc::default(), engine)
     }
 
     fn read_only(&self) -> bool {

@@ -4,7 +4,8 @@ use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use virtio_zbd_zones::{Geometry, SECTOR_LEN_BYTES, ZoneState};
 
@@ -99,7 +100,8 @@ impl Store for RawStore {
 
     fn open_lane(&self, engine: EngineChoice) -> io::Result<Lane> {
         let fd = self.file.try_clone()?.into();
-        Lane::open(Target::File { fd, base_bytes: 0 }, self.capacity_bytes, self.read_only, engine)
+        let writes_end = Arc::new(AtomicBool::new(self.read_only));
+        Lane::open(Target::File { fd, base_bytes: 0 }, self.capacity_bytes, writes_end, engine)
     }
 
     fn read_only(&self) -> bool {

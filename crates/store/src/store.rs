@@ -50,7 +50,7 @@ pub trait Store: Send + Sync {
     fn read_only(&self) -> bool;
 
     /// The last flush; marks the disk as closed cleanly. The lanes must be idle. Further calls do nothing and succeed;
-    /// a commit after it fails. A store that is dropped without it is found as after a kill, and loses nothing (D5).
+    /// commits and writes after it fail. A store that is dropped without it is found as after a kill, and loses nothing (D5).
     ///
     /// # Errors
     /// The flush failed: the disk is left as after a kill.

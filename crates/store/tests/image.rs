@@ -1,4 +1,5 @@
 //! An image's life: made, opened, closed, killed, locked, reset.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "tests may")]
 
 mod common;
 
@@ -18,6 +19,7 @@ use virtio_zbd_zones::{Condition, Geometry, GeometryConfig, ZoneState};
 const BOOT: [u8; 16] = [1; 16];
 const LATER_BOOT: [u8; 16] = [2; 16];
 const ZONE: u64 = 512 * 512;
+const ZONE_LEN: usize = 512 * 512;
 
 struct Image {
     _directory: tempfile::TempDir,
@@ -143,7 +145,9 @@ fn a_kill_loses_nothing_that_was_answered() {
         lane(&store).write_now(2 * ZONE + 5 * 4096, &[0xdd; 8192]).unwrap();
     }
     let store = image.open(BOOT);
-    assert_eq!(store.info().unwrap().last_use, LastUse::Killed);
+    let info = store.info().unwrap();
+    assert_eq!(info.last_use, LastUse::Killed);
+    assert_eq!((info.open_zones, info.active_zones), (0, 1));
     assert_eq!(
         (2..6).map(|zone| state(&store, zone)).collect::<Vec<_>>(),
         [closed(40), full(384), ZoneState::EMPTY, full(16)]
@@ -195,7 +199,7 @@ fn a_reset_gives_space_back() {
     assert_eq!(store.allocated_bytes().unwrap(), blocks());
     reset(&store, &[9, 4, 3]);
     assert!(taken(5).contains(&(blocks() - empty)), "{}", blocks() - empty);
-    assert_eq!(content(&store, 4, ZONE as usize), vec![0; ZONE as usize]);
+    assert_eq!(content(&store, 4, ZONE_LEN), vec![0; ZONE_LEN]);
     reset(&store, &(2..20).collect::<Vec<_>>());
     assert!(taken(0).contains(&(blocks() - empty)), "{}", blocks() - empty);
 }
@@ -537,7 +541,7 @@ fn memory_forgets_what_is_reset() {
         [closed(384).after_restart(&geometry(), 2), ZoneState::EMPTY, full(384)]
     );
     assert_eq!(content(&store, 2, 48 * 4096), vec![9; 48 * 4096]);
-    assert_eq!(content(&store, 3, ZONE as usize), vec![0; ZONE as usize]);
+    assert_eq!(content(&store, 3, ZONE_LEN), vec![0; ZONE_LEN]);
     assert_eq!(content(&store, 4, 48 * 4096), vec![9; 48 * 4096]);
     store.close().unwrap();
     assert!(matches!(RamStore::plain(u64::MAX / 2), Err(StoreError::Memory { .. })));

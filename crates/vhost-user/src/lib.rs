@@ -15,9 +15,9 @@
 //! BACKEND_REQ, CONFIG, RESET_DEVICE, CONFIGURE_MEM_SLOTS and STATUS. Split rings only, no IOMMU, no dirty
 //! log.
 //!
-//! Front-ends that this crate is made for and tried with: rust-vmm's `vhost` crate, and Linux's own
-//! `virtio_uml`, whose call and back-end request channels are socket pairs, and whose memory table has room
-//! for more regions than it names.
+//! Front-ends that this crate is made for and tried with: rust-vmm's `vhost` crate, libblkio's `virtio-driver`, and
+//! Linux's own `virtio_uml`, whose call and back-end request channels are socket pairs, and whose memory table has
+//! room for more regions than it names.
 
 #![forbid(unsafe_code)]
 

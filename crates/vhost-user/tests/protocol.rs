@@ -227,9 +227,12 @@ fn what_was_not_negotiated_is_refused() {
     assert_eq!(peer.ask_u64(SET_STATUS, 1), 1);
     drop(peer);
     for own_reply in [GET_STATUS, GET_MAX_MEM_SLOTS] {
-        let peer = Peer::negotiated(harness.path(), REPLY_ACK);
-        peer.send(own_reply, 0, &[], &[]);
-        peer.assert_closed();
+        // There is no reply of this kind that would say no.
+        for flags in [0, NEED_REPLY] {
+            let peer = Peer::negotiated(harness.path(), REPLY_ACK);
+            peer.send(own_reply, flags, &[], &[]);
+            peer.assert_closed();
+        }
     }
     harness.stop();
 }

@@ -88,11 +88,7 @@ fn disk_line(store: &dyn Store, args: &ServeArgs) -> String {
         None => "no zones".into(),
     };
     let read_only = if args.read_only { ", read-only" } else { "" };
-    format!(
-        "serving {} ({size}, {kind}{read_only}) on {}",
-        store.identity().description,
-        args.socket.display()
-    )
+    format!("serving {} ({size}, {kind}{read_only}) on {}", args.target, args.socket.display())
 }
 
 /// A socket that becomes readable on SIGTERM or SIGINT.

@@ -1,5 +1,6 @@
 //! One-liners for tests that run something in a guest.
 #![allow(dead_code, reason = "each test program uses its part")]
+#![allow(clippy::panic, reason = "a test fails this way")]
 
 use std::fmt::Display;
 use std::path::Path;

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use virtio_zbd_zones::{Geometry, ZoneState};
 
-use super::format::{BOOT_ID_IN_DOUBT, Layout};
+use super::format::Layout;
 use super::pages::{PageBook, checked_state, count_active, is_active};
 use super::{Book, Halt, ImageStore};
 use crate::error::StoreError;
@@ -187,22 +187,15 @@ impl ImageStore {
         failures
     }
 
-    /// A sync has failed. What was written since the last one may be on the medium, or gone, and Linux will not say so twice: nothing can be promised
-    /// until the image is opened again. That opening must not believe the live area, because the data that it speaks of
-    /// may be gone; the mark for that needs to outlive this process only, so it is not synced.
-    pub(super) fn sync_failed(&self, book: &mut Book, error: io::Error) -> StoreError {
-        let in_doubt = book.superblocks.write_unsynced(&*self.medium, |superblock| {
-            superblock.live_boot_id = BOOT_ID_IN_DOUBT;
-        });
-        if let Err(error) = in_doubt {
-            log::error!("{}: the image can't be marked as in doubt: {error}", self.name());
-        }
-        log::error!(
-            "{}: a sync failed ({error}); the last successful flush is what the image goes back to",
-            self.name()
-        );
+    /// A sync has failed. What was written since the last one may be on the medium, or gone, and Linux will not say so
+    /// twice: nothing can be promised until the image is opened again. That opening must not believe the live area,
+    /// because the data that it speaks of may be gone, so the superblock is marked.
+    fn sync_failed(&self, book: &mut Book, error: io::Error) -> StoreError {
+        let name = self.name();
+        log::error!("{name}: a sync failed ({error}); the image will go back to the last successful flush");
+        book.superblocks.mark_in_doubt(&*self.medium);
         book.halt = Some(Halt::SyncFailed(error.to_string()));
-        StoreError::io(self.name(), "bringing data to the medium")(error)
+        StoreError::io(name, "bringing data to the medium")(error)
     }
 }
 
@@ -229,9 +222,9 @@ pub(super) fn write_pages(
     let mut worst = pages.active();
     let (mut losing, mut gaining) = (Changes::new(), Changes::new());
     for (page, states) in changes {
-        let (before, after) = (count_active(pages.shadow_of(layout, page)), count_active(&states));
-        worst += after.saturating_sub(before);
-        if after > before {
+        let gain = count_active(&states).saturating_sub(pages.active_in(layout, page));
+        worst += gain;
+        if gain > 0 {
             gaining.insert(page, states)
         } else {
             losing.insert(page, states)

@@ -60,6 +60,8 @@ pub struct ImageStore {
     book: Mutex<Book>,
     /// A reset zone still has its old data: the image must not be marked as clean.
     unswept: AtomicBool,
+    /// Lanes refuse to write: the image is open for reading, or was closed.
+    writes_end: Arc<AtomicBool>,
 }
 
 /// Where the states of the zones are.
@@ -174,6 +176,7 @@ impl ImageStore {
             states,
             book: Mutex::new(Book { superblocks: checked.superblocks, pages: checked.pages, halt: None }),
             unswept: AtomicBool::new(false),
+            writes_end: Arc::new(AtomicBool::new(options.read_only)),
             medium,
         })
     }
@@ -302,7 +305,7 @@ impl Store for ImageStore {
             Some(fd) => Target::File { fd: fd.try_clone_to_owned()?, base_bytes },
             None => Target::Medium { medium: Arc::clone(&self.medium), base_bytes },
         };
-        Lane::open(target, self.capacity_bytes(), self.read_only(), engine)
+        Lane::open(target, self.capacity_bytes(), Arc::clone(&self.writes_end), engine)
     }
 
     fn read_only(&self) -> bool {
@@ -316,23 +319,34 @@ impl Store for ImageStore {
         }
         if !self.read_only() {
             self.commit_work(&mut book, &Commit { flush: true, ..Commit::default() }).durable?;
-            if self.unswept.load(Ordering::Acquire) {
-                log::warn!(
-                    "{}: a reset zone's data could not be removed; the next opening tries again",
-                    self.name()
-                );
-            } else {
-                let page_sequence_sum = book.pages.sequence_sum().into();
-                let marked = book.superblocks.write(&*self.medium, |superblock| {
-                    superblock.live_boot_id = BOOT_ID_CLEAN;
-                    superblock.page_sequence_sum = page_sequence_sum;
-                });
-                // One copy may say already that the image is closed, which holds only if nothing more happens to it.
-                marked.map_err(|error| self.sync_failed(&mut book, error))?;
-            }
+            self.mark_closed(&mut book)?;
         }
         book.halt = Some(Halt::Closed);
         Ok(())
+    }
+}
+
+impl ImageStore {
+    /// Everything has been flushed: says so in the superblock.
+    fn mark_closed(&self, book: &mut Book) -> Result<(), StoreError> {
+        // From the first copy on the image may count as closed: nothing may be written any more, whatever comes of it.
+        self.writes_end.store(true, Ordering::SeqCst);
+        if self.unswept.load(Ordering::Acquire) {
+            log::warn!(
+                "{}: a reset zone's data could not be removed; the next opening tries again",
+                self.name()
+            );
+            return Ok(());
+        }
+        let page_sequence_sum = book.pages.sequence_sum().into();
+        let marked = book.superblocks.write(&*self.medium, |superblock| {
+            superblock.live_boot_id = BOOT_ID_CLEAN;
+            superblock.page_sequence_sum = page_sequence_sum;
+        });
+        marked.map_err(|error| {
+            book.halt = Some(Halt::SyncFailed(error.to_string()));
+            StoreError::io(self.name(), "marking the image as closed")(error)
+        })
     }
 }
 

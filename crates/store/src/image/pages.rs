@@ -19,7 +19,7 @@ pub(super) struct PageBook {
     pages: Vec<Page>,
     /// The states in the pages that count, one word a zone.
     shadow: Vec<u64>,
-    /// How many of them are active.
+    /// How many zones may be active by what is on the medium: the sum over all pages of what each may say.
     active: usize,
 }
 
@@ -29,9 +29,9 @@ struct Page {
     slot: u8,
     /// The other slot is no older version but damaged.
     other_bad: bool,
-    /// The other slot may hold a version that was never acknowledged: the page must be written again even if its content is the
-    /// one of the shadow.
-    in_doubt: bool,
+    /// The other slot may hold a version that was never acknowledged, with at most this many active zones. The page must
+    /// be written again even if its content is the one of the shadow.
+    in_doubt: Option<usize>,
 }
 
 impl PageBook {
@@ -39,7 +39,7 @@ impl PageBook {
     pub(super) fn new(geometry: &Geometry, layout: &Layout, uuid: [u8; 16]) -> Self {
         let shadow =
             (0..geometry.zone_count()).map(|zone| ZoneState::new(geometry, zone).to_bits()).collect();
-        let page = |_| Page { sequence: 2, slot: 0, other_bad: false, in_doubt: false };
+        let page = |_| Page { sequence: 2, slot: 0, other_bad: false, in_doubt: None };
         Self { uuid, pages: (0..layout.page_count).map(page).collect(), shadow, active: 0 }
     }
 
@@ -85,7 +85,7 @@ impl PageBook {
                         sequence: chosen.page.sequence.get(),
                         slot: chosen.slot,
                         other_bad: chosen.other_bad,
-                        in_doubt: false,
+                        in_doubt: None,
                     });
                 }
                 Err([first, second]) => {
@@ -133,14 +133,20 @@ impl PageBook {
         &self.shadow
     }
 
-    /// How many zones are active, as the medium has them.
+    /// How many zones may be active after a power cut now.
     pub(super) fn active(&self) -> usize {
         self.active
     }
 
+    /// How many zones of a page may be active after a power cut now: as the shadow says, or as a version in doubt does.
+    pub(super) fn active_in(&self, layout: &Layout, page: u32) -> usize {
+        let in_doubt = self.page(page).and_then(|page| page.in_doubt);
+        count_active(self.shadow_of(layout, page)).max(in_doubt.unwrap_or(0))
+    }
+
     /// Whether a page that shall hold `states` has to be written.
     pub(super) fn needs_write(&self, layout: &Layout, page: u32, states: &[u64]) -> bool {
-        self.page(page).is_none_or(|page| page.in_doubt) || self.shadow_of(layout, page) != states
+        self.page(page).is_none_or(|page| page.in_doubt.is_some()) || self.shadow_of(layout, page) != states
     }
 
     /// Writes the next version of a page to the slot that does not count. It counts once it is synced:
@@ -152,9 +158,11 @@ impl PageBook {
         page: u32,
         states: &[u64],
     ) -> io::Result<()> {
-        let uuid = self.uuid;
+        let (uuid, before) = (self.uuid, self.active_in(layout, page));
+        let after = before.max(count_active(states));
+        self.active += after - before;
         let Some(entry) = self.page_mut(page) else { return Ok(()) };
-        entry.in_doubt = true;
+        entry.in_doubt = Some(after);
         let block = StatePage::new(uuid, page, entry.sequence + 1, states);
         let offset = layout.slot_offset_bytes(page, 1 - entry.slot);
         medium.write_at(block.as_bytes(), offset)
@@ -169,7 +177,7 @@ impl PageBook {
 
     /// What [`write`](Self::write) wrote is on the medium.
     pub(super) fn settle(&mut self, layout: &Layout, page: u32, states: &[u64]) {
-        self.active -= count_active(self.shadow_of(layout, page));
+        self.active -= self.active_in(layout, page);
         self.active += count_active(states);
         let zones = layout.page_zones(page);
         let index = |zone| usize::try_from(zone).unwrap_or(usize::MAX);
@@ -182,7 +190,7 @@ impl PageBook {
             entry.sequence += 1;
             entry.slot = 1 - entry.slot;
             entry.other_bad = false;
-            entry.in_doubt = false;
+            entry.in_doubt = None;
         }
     }
 

@@ -105,13 +105,9 @@ impl Checked {
             self.unless_in_doubt(medium, synced, "bringing what was written before to the medium")?;
         }
         if self.last_use == LastUse::MediumFailed {
-            // A page that counts may be in the page cache only, its write reported as failed and forgotten. Written once more to the same
-            // place, it is tried again, and the older slot is left alone until that has succeeded.
-            for page in 0..self.layout.page_count {
-                self.pages.rewrite(medium, &self.layout, page).map_err(io("writing zone states"))?;
-            }
+            self.write_again(medium).map_err(io("writing again what may not be on the medium"))?;
             let synced = medium.sync_data();
-            self.unless_in_doubt(medium, synced, "bringing zone states to the medium")?;
+            self.unless_in_doubt(medium, synced, "bringing what was written again to the medium")?;
         }
         self.write_pages(medium)?;
         if self.last_use != LastUse::Closed {
@@ -130,6 +126,31 @@ impl Checked {
         let marked = self.superblocks.write(medium, |superblock| superblock.live_boot_id = boot_id);
         marked.map_err(io("writing the superblock"))?;
         Ok(live)
+    }
+
+    /// After a failed sync something may be in the page cache only, its write reported as failed and forgotten: a later sync would succeed
+    /// without it. So what counts of it is written once more. Of the zone-state pages that is the slot that counts, to the place where it
+    /// is, so that the older slot is left alone until this has succeeded; of the sectors, those of conventional zones. What sequential
+    /// zones hold was synced before their pages said so.
+    fn write_again(&self, medium: &dyn Medium) -> io::Result<()> {
+        for page in 0..self.layout.page_count {
+            self.pages.rewrite(medium, &self.layout, page)?;
+        }
+        let first_sequential = self.geometry.config().conventional_zones;
+        let end = self.layout.zone_bytes(&self.geometry, first_sequential).start.min(self.layout.data.end);
+        let mut rest = self.layout.data.start..end;
+        let mut bytes = vec![0; 1 << 20];
+        while let Some(data) = medium.next_data(rest.clone())? {
+            let mut at = data.start;
+            while at < data.end {
+                let part = usize::try_from(data.end - at).unwrap_or(usize::MAX).min(bytes.len());
+                medium.read_at(&mut bytes[..part], at)?;
+                medium.write_at(&bytes[..part], at)?;
+                at += part as u64;
+            }
+            rest.start = data.end;
+        }
+        Ok(())
     }
 
     fn write_pages(&mut self, medium: &dyn Medium) -> Result<(), StoreError> {
@@ -170,11 +191,7 @@ impl Checked {
         what: &'static str,
     ) -> Result<(), StoreError> {
         let Err(error) = synced else { return Ok(()) };
-        let marked =
-            self.superblocks.write_unsynced(medium, |superblock| superblock.live_boot_id = BOOT_ID_IN_DOUBT);
-        if let Err(error) = marked {
-            log::error!("{}: the image can't be marked as in doubt: {error}", medium.name());
-        }
+        self.superblocks.mark_in_doubt(medium);
         Err(StoreError::io(medium.name(), what)(error))
     }
 

@@ -6,7 +6,8 @@ use uuid::Uuid;
 
 use super::fault::ImageFault;
 use super::format::{
-    BLOCK_LEN, BLOCK_LEN_BYTES, MAGIC, SUPERBLOCK_OFFSETS_BYTES, Superblock, Unusable, VERSION,
+    BLOCK_LEN, BLOCK_LEN_BYTES, BOOT_ID_IN_DOUBT, MAGIC, SUPERBLOCK_OFFSETS_BYTES, Superblock, Unusable,
+    VERSION,
 };
 use crate::error::StoreError;
 use crate::medium::Medium;
@@ -72,12 +73,16 @@ impl Superblocks {
 
     /// Changes the superblock and brings it to the medium: one copy, then the other, the good one last, so that one
     /// is whole whenever the power fails. Bytes that this version does not know are kept.
+    ///
+    /// After an error the change may be there or not; a later opening in this boot sees it if the first copy could be written at all.
     pub(super) fn write(
         &mut self,
         medium: &dyn Medium,
         change: impl FnOnce(&mut Superblock),
     ) -> io::Result<()> {
-        let mut next = self.next(change);
+        let mut next = self.current.clone();
+        next.sequence = (next.sequence.get() + 1).into();
+        change(&mut next);
         for copy in [1 - self.good_copy, self.good_copy] {
             medium.write_at(next.seal(), SUPERBLOCK_OFFSETS_BYTES[copy])?;
             medium.sync_data()?;
@@ -86,25 +91,16 @@ impl Superblocks {
         Ok(())
     }
 
-    /// As [`write`](Self::write), for this boot only: nothing is synced.
-    pub(super) fn write_unsynced(
-        &mut self,
-        medium: &dyn Medium,
-        change: impl FnOnce(&mut Superblock),
-    ) -> io::Result<()> {
-        let mut next = self.next(change);
-        for copy in [1 - self.good_copy, self.good_copy] {
-            medium.write_at(next.seal(), SUPERBLOCK_OFFSETS_BYTES[copy])?;
+    /// Notes that a sync has failed, as well as that can be done on a medium that fails.
+    pub(super) fn mark_in_doubt(&mut self, medium: &dyn Medium) {
+        let marked = self.write(medium, |superblock| superblock.live_boot_id = BOOT_ID_IN_DOUBT);
+        if let Err(error) = marked {
+            // It is in the page cache at least: enough for as long as the live area could be believed.
+            log::warn!(
+                "{}: the mark that a sync has failed may not be on the medium: {error}",
+                medium.name()
+            );
         }
-        self.current = next;
-        Ok(())
-    }
-
-    fn next(&self, change: impl FnOnce(&mut Superblock)) -> Superblock {
-        let mut next = self.current.clone();
-        next.sequence = (next.sequence.get() + 1).into();
-        change(&mut next);
-        next
     }
 }
 

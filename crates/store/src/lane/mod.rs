@@ -9,7 +9,8 @@ mod target;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::sync::Once;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 
 use crate::buffer::IoBuffer;
@@ -26,7 +27,8 @@ pub(crate) use target::Target;
 pub struct Lane {
     target: Target,
     capacity_bytes: u64,
-    read_only: bool,
+    /// Set by the store when nothing may be written (any more).
+    writes_end: Arc<AtomicBool>,
     waiter: Waiter,
     /// What has ended and was not fetched.
     ready: Vec<Event>,
@@ -80,11 +82,11 @@ impl Lane {
     pub(crate) fn open(
         target: Target,
         capacity_bytes: u64,
-        read_only: bool,
+        writes_end: Arc<AtomicBool>,
         engine: EngineChoice,
     ) -> io::Result<Self> {
         let waiter = Waiter::open(engine)?;
-        Ok(Self { target, capacity_bytes, read_only, waiter, ready: Vec::new(), in_flight: 0 })
+        Ok(Self { target, capacity_bytes, writes_end, waiter, ready: Vec::new(), in_flight: 0 })
     }
 
     /// What does the work, for logs: "io_uring", "pread/pwrite", or "memory" for a disk that needs neither.
@@ -138,7 +140,8 @@ impl Lane {
 
     /// Writes all of `buffer` at `offset_bytes` from the disk's start.
     ///
-    /// Past the end of the disk it ends in `InvalidInput`, on a read-only one in `ReadOnlyFilesystem`.
+    /// Past the end of the disk it ends in `InvalidInput`, on one that is read-only or was closed in
+    /// `ReadOnlyFilesystem`.
     pub fn write(&mut self, token: u64, buffer: IoBuffer, offset_bytes: u64) {
         let len_bytes = buffer.len_bytes() as u64;
         self.start(Op::transfer(token, Action::Write, buffer, offset_bytes, len_bytes), true);
@@ -146,7 +149,8 @@ impl Lane {
 
     /// Makes a range read as zeros. Where the medium has no such call, zeros are written.
     ///
-    /// Past the end of the disk it ends in `InvalidInput`, on a read-only one in `ReadOnlyFilesystem`.
+    /// Past the end of the disk it ends in `InvalidInput`, on one that is read-only or was closed in
+    /// `ReadOnlyFilesystem`.
     pub fn zero(&mut self, token: u64, offset_bytes: u64, len_bytes: u64, how: Zeroing) {
         let action = match how {
             Zeroing::Deallocate => Action::PunchHole,
@@ -221,7 +225,7 @@ impl Lane {
                 "the range ends past the end of the disk",
             ));
         }
-        if self.read_only && op.action != Action::Read {
+        if op.action != Action::Read && self.writes_end.load(Ordering::Relaxed) {
             return Err(io::ErrorKind::ReadOnlyFilesystem.into());
         }
         Ok(())

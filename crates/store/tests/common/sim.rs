@@ -25,6 +25,8 @@ struct Sim {
     calls_left: Option<u64>,
     /// How many more syncs succeed before one fails.
     syncs_left: Option<u64>,
+    /// How many more writes succeed before one fails.
+    writes_left: Option<u64>,
     punch_supported: bool,
     rng: fastrand::Rng,
     pub syncs: u64,
@@ -71,6 +73,7 @@ impl SimMedium {
             live: None,
             calls_left: None,
             syncs_left: None,
+            writes_left: None,
             punch_supported: true,
             rng: fastrand::Rng::with_seed(seed),
             syncs: 0,
@@ -94,6 +97,11 @@ impl SimMedium {
     /// The sync after `syncs` more fails: what was to be synced is on the medium or not, and is forgotten.
     pub fn fail_sync_after(&self, syncs: u64) {
         self.sim().syncs_left = Some(syncs);
+    }
+
+    /// The write after `writes` more fails, half done; `None`: none does.
+    pub fn fail_write_after(&self, writes: Option<u64>) {
+        self.sim().writes_left = writes;
     }
 
     pub fn forbid_punching(&self) {
@@ -186,9 +194,14 @@ impl Sim {
             }
             None => false,
         };
+        let is_write = matches!(change, Change::Write { .. });
+        let failing = is_write && self.writes_left == Some(0);
+        if is_write {
+            self.writes_left = self.writes_left.and_then(|left| left.checked_sub(1));
+        }
         let mut parts = change.sectors();
-        if last_breath {
-            // The process dies in the middle of this call.
+        if last_breath || failing {
+            // The process dies in the middle of this call, or the call does.
             parts.truncate(self.rng.usize(..=parts.len()));
         }
         for part in &parts {
@@ -204,7 +217,11 @@ impl Sim {
                 Change::Punch(_) => Change::Punch(done),
             });
         }
-        if last_breath { Err(dead()) } else { Ok(()) }
+        match failing {
+            _ if last_breath => Err(dead()),
+            true => Err(io::Error::from_raw_os_error(28)),
+            false => Ok(()),
+        }
     }
 
     /// Brings the cache up to what the words say.

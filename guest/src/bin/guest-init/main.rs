@@ -13,6 +13,8 @@ mod root;
 mod run;
 
 use std::ffi::OsString;
+use std::fs;
+use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -45,10 +47,13 @@ fn main() -> ExitCode {
     ExitCode::from(125)
 }
 
-/// In the guest, standard error is the kernel's log; on the host, the log of what is launched.
-#[allow(clippy::print_stderr, reason = "a program's own message")]
+/// Process 1 speaks in the kernel's log (its console may have failed to open); on the host, in the log of what is launched.
 fn say(message: &str) {
-    eprintln!("guest-init: {message}");
+    let line = format!("guest-init: {message}\n");
+    if std::process::id() == 1 && fs::write("/dev/kmsg", &line).is_ok() {
+        return;
+    }
+    let _ = std::io::stderr().write_all(line.as_bytes());
 }
 
 /// Process 1 does not return: the kernel would panic.
