@@ -1,63 +1,109 @@
-//! File systems for zoned disks, over a restart of the daemon: the tree that comes out is the tree that went in.
-
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test fails this way, and says its seed")]
+//! Real file systems on our zoned disk: made, filled, unmounted; the daemon stopped and started; mounted and compared.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test fails this way, and says its seed"
+)]
 
 mod common;
 
-use std::fs;
+use std::fmt::Write;
 use std::path::Path;
 
-use common::{OrFail, exec_in_guest, quoted};
+use common::{OrFail, guest, succeed};
 use virtio_zbd_guest::{Geometry, ServedDisk};
 
-const DIRS: usize = 60;
-const FILES_IN_DIR: usize = 50;
-const FILE_BYTES_MAX: usize = 24 << 10;
+const FILES: usize = 3000;
 
-#[test]
-fn btrfs_keeps_a_tree_over_a_restart() {
-    keeps_a_tree("mkfs.btrfs -q", "btrfs check -p");
-}
-
-#[test]
-fn f2fs_keeps_a_tree_over_a_restart() {
-    // Not fsck.f2fs: that of f2fs-tools 1.15 miscounts free segments where the capacity is below the zone's size, on null_blk
-    // as well.
-    keeps_a_tree("mkfs.f2fs -q -m", "dump.f2fs");
-}
-
-fn keeps_a_tree(mkfs: &str, fsck: &str) {
-    let dir = tempfile::tempdir().unwrap();
-    make_tree(dir.path());
-    let tree = quoted(dir.path().display());
-    let geometry = Geometry::new("4G", "64M").zone_capacity("48M").conventional(4).max_open(6).max_active(8);
-    let mut disk = ServedDisk::create(&geometry).or_fail("a disk");
-
-    let script =
-        format!("set -e; {mkfs} /dev/vda >&2; mount /dev/vda /mnt; cp -a {tree} /mnt/tree; umount /mnt");
-    exec_in_guest(disk.socket(), &script);
-    disk.restart().or_fail("restart");
-
-    let script = format!(
-        "set -e; {fsck} /dev/vda >&2; mount /dev/vda /mnt; diff -r {tree} /mnt/tree
-         find /mnt/tree -type f | wc -l; rm -r /mnt/tree/dir-1*; cp -a {tree}/dir-1* /mnt/tree; sync; diff -r {tree} /mnt/tree
-         umount /mnt",
-    );
-    assert_eq!(exec_in_guest(disk.socket(), &script), format!("{}\n", DIRS * FILES_IN_DIR));
-    disk.stop().or_fail("stop");
-}
-
-fn make_tree(root: &Path) {
+/// Makes a tree of files with random contents, some empty, some larger than a zone append; and a list of every file's check sum.
+fn make_tree(share: &Path) {
     let seed = fastrand::u64(..);
     println!("seed {seed}");
     let mut random = fastrand::Rng::with_seed(seed);
-    for dir in 0..DIRS {
-        let dir = root.join(format!("dir-{dir}"));
-        fs::create_dir(&dir).unwrap();
-        for file in 0..FILES_IN_DIR {
-            let mut bytes = vec![0; random.usize(..=FILE_BYTES_MAX)];
-            random.fill(&mut bytes);
-            fs::write(dir.join(format!("file-{file}")), bytes).unwrap();
-        }
+    for file in 0..FILES {
+        let dir = share.join(format!("tree/{}/{}", file % 7, file % 53));
+        std::fs::create_dir_all(&dir).unwrap();
+        let len = match file % 100 {
+            0 => 0,
+            1 => random.usize(600 << 10..2 << 20),
+            _ => random.usize(0..24 << 10),
+        };
+        let mut bytes = vec![0; len];
+        random.fill(&mut bytes);
+        let mut name = String::new();
+        write!(name, "file {file}").unwrap();
+        std::fs::write(dir.join(name), bytes).unwrap();
     }
+}
+
+/// Makes a file system, copies the tree to it; then, after a restart of the daemon and in a new guest, compares.
+fn the_same_tree_after_a_restart(geometry: &Geometry, mkfs: &str, check: &str) {
+    let share = tempfile::tempdir().unwrap();
+    make_tree(share.path());
+    let tree = share.path().join("tree");
+    let tree = tree.display();
+    let mut disk = ServedDisk::create(geometry).or_fail("no disk");
+
+    let with_disk = |disk: &ServedDisk| guest().disk(disk.socket()).share(share.path());
+    succeed(
+        &with_disk(&disk),
+        &format!(
+            "set -eu
+             {mkfs}
+             mount /dev/vda /mnt
+             cp -a {tree} /mnt/
+             # Some of it twice, and some of it gone again: zones to be cleaned.
+             cp -a {tree} /mnt/twice; rm -rf /mnt/twice
+             umount /mnt"
+        ),
+    );
+    disk.stop().or_fail("stop");
+    disk.restart().or_fail("restart");
+    let files = succeed(
+        &with_disk(&disk),
+        &format!(
+            "set -eu
+             {check}
+             mount /dev/vda /mnt
+             diff -r {tree} /mnt/tree
+             [ ! -e /mnt/twice ]
+             find /mnt/tree -type f | wc -l
+             umount /mnt"
+        ),
+    );
+    assert_eq!(files.trim(), FILES.to_string());
+    disk.stop().or_fail("stop");
+}
+
+fn with_conventional_zones() -> Geometry {
+    Geometry::new("2G", "32M").zone_capacity("24M").conventional(16).max_open(6).max_active(8)
+}
+
+const MKFS_BTRFS: &str = "mkfs.btrfs -q -O zoned -d single -m single /dev/vda";
+const CHECK_BTRFS: &str = "btrfs check --readonly --check-data-csum /dev/vda >/dev/null 2>&1";
+
+#[test]
+fn btrfs_has_the_same_tree_after_a_restart() {
+    the_same_tree_after_a_restart(&with_conventional_zones(), MKFS_BTRFS, CHECK_BTRFS);
+}
+
+/// Into conventional zones btrfs writes; into sequential ones it appends, and believes where the disk says that the data is.
+#[test]
+fn btrfs_has_the_same_tree_in_sequential_zones_alone() {
+    let sequential = Geometry::new("4G", "64M").zone_capacity("48M").max_open(6).max_active(8);
+    the_same_tree_after_a_restart(&sequential, MKFS_BTRFS, CHECK_BTRFS);
+}
+
+#[test]
+fn f2fs_has_the_same_tree_after_a_restart() {
+    // Debian 12's fsck.f2fs does not know zones whose capacity is less than their length: it counts segments as free that the
+    // kernel rightly does not, says so, and ends with status 4. All else that it checks must be right.
+    the_same_tree_after_a_restart(
+        &with_conventional_zones(),
+        "mkfs.f2fs -q -m /dev/vda",
+        r#"fsck.f2fs --dry-run /dev/vda >/tmp/fsck || [ $? = 4 ]
+           grep -q 'Write pointers consistency.*Ok' /tmp/fsck
+           if grep -v 'free segment_count' /tmp/fsck | grep Fail >&2; then exit 1; fi"#,
+    );
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use virtio_zbd_spec::{ID_LEN_BYTES, ReportHeader, Status, ZoneDescriptor, ZoneState as WireState, ZoneType};
 use virtio_zbd_store::Zeroing;
-use virtio_zbd_zones::{Begun, Grant, Refusal, ResetEnd, SECTOR_LEN_BYTES, Settled, ZoneKind, ZoneReport};
+use virtio_zbd_zones::{Begun, Grant, Refusal, ResetEnd, SECTOR_LEN_BYTES, ZoneKind, ZoneReport, ZoneTable};
 use zerocopy::IntoBytes;
 
 use crate::commit::{CommitEnd, CommitKind};
@@ -118,7 +118,7 @@ impl Worker {
             None => return self.answer(slot, Answer::status(Status::IoErr)),
         };
         let at = grant.as_ref().map_or(sector, Grant::sector);
-        self.set_step(slot, Step::Writing { grant, append });
+        self.set_step(slot, Step::Writing { grant, sectors, append });
         if sectors == 0 {
             return self.io_done(slot, Ok(()));
         }
@@ -160,18 +160,22 @@ impl Worker {
         match step {
             Some(Step::Reading) if ok => self.answer(slot, Answer::FILLED),
             Some(Step::Reading) => self.answer(slot, Answer::status(Status::IoErr)),
-            Some(Step::Writing { grant, append }) => {
+            // What is left of it goes first: once the zone knows, the place may lie below its write pointer, or be reset and
+            // written anew.
+            Some(Step::Writing { grant: Some(grant), sectors, .. }) if !ok && self.is_sequential(&grant) => {
+                let (at, len) = (byte_offset(grant.sector()), byte_offset(sectors.into()));
+                self.set_step(slot, Step::Clearing(grant));
+                self.lane.zero(slot.into(), at, len, Zeroing::Deallocate);
+            }
+            Some(Step::Writing { grant, append, .. }) => {
                 let sector = grant.as_ref().map(Grant::sector).filter(|_| append && ok);
-                let settled = match (&self.place.disk.zones, grant) {
-                    (Some(zones), Some(grant)) => zones.settle(grant, ok),
-                    _ => Settled::default(),
-                };
-                self.wake(settled.woken);
+                self.settle(grant, ok);
                 let status = if ok { Status::Ok } else { Status::IoErr };
-                let answer = Answer { append_sector: sector, ..Answer::status(status) };
-                // What lies below the write pointer now but was never written must not show what is left of the failed write.
-                let gaps = settled.gaps.into_iter().map(|(at, len)| (at, len, Zeroing::Deallocate));
-                self.zero_then(slot, gaps.collect(), answer);
+                self.stable_then_answer(slot, Answer { append_sector: sector, ..Answer::status(status) });
+            }
+            Some(Step::Clearing(grant)) => {
+                self.settle(Some(grant), false);
+                self.answer(slot, Answer::status(Status::IoErr));
             }
             Some(Step::Zeroing { left, answer }) => {
                 let status = if ok { answer.status } else { Status::IoErr };
@@ -183,6 +187,22 @@ impl Worker {
             }
             other => self.lost(slot, other),
         }
+    }
+
+    /// Tells the zone how a write has ended, and those who waited for the zone. The gap that a failure may leave holds zeros
+    /// already.
+    fn settle(&mut self, grant: Option<Grant>, ok: bool) {
+        if let (Some(zones), Some(grant)) = (&self.place.disk.zones, grant) {
+            let settled = zones.settle(grant, ok);
+            self.wake(settled.woken);
+        }
+    }
+
+    fn is_sequential(&self, grant: &Grant) -> bool {
+        let zones = self.place.disk.zones.as_ref().map(ZoneTable::geometry);
+        zones.is_some_and(|zones| {
+            zones.zone_of(grant.sector()).is_some_and(|zone| !zones.is_conventional(zone))
+        })
     }
 
     /// Answers a change of the disk: at once with the write-back cache, after a flush without (D1).

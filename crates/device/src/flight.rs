@@ -32,7 +32,9 @@ pub(crate) enum Step {
     /// The store's read.
     Reading,
     /// The store's write; of a zoned disk, the place it goes to. An append returns its sector.
-    Writing { grant: Option<Grant>, append: bool },
+    Writing { grant: Option<Grant>, sectors: u32, append: bool },
+    /// Zeros over what a failed write has left in its sequential zone, before the zone is told.
+    Clearing(Grant),
     /// Zeros for this many ranges. Then the answer, unless one of them fails.
     Zeroing { left: u32, answer: Answer },
     /// A flush, before this answer.

@@ -103,11 +103,17 @@ impl Spans {
     /// Zeros from `offset` to the end.
     pub(crate) fn fill_zero(&self, memory: &GuestMemoryMmap, offset: u32) {
         const ZEROS: [u8; 4096] = [0; 4096];
-        let mut at = offset;
-        while at < self.len_bytes {
-            let part = (self.len_bytes - at).min(4096);
-            self.write(memory, at, ZEROS.get(..part as usize).unwrap_or(&ZEROS));
-            at += part;
+        let mut skip = offset;
+        for &(addr, len) in &self.spans {
+            let mut at = skip.min(len);
+            skip -= at;
+            while at < len {
+                let part = (len - at).min(4096);
+                let zeros = ZEROS.get(..part as usize).unwrap_or(&ZEROS);
+                let written = memory.write_slice(zeros, GuestAddress(addr.0 + u64::from(at)));
+                debug_assert!(written.is_ok(), "spans are checked");
+                at += part;
+            }
         }
     }
 }
@@ -184,5 +190,13 @@ mod tests {
         let mut short = [0; 2];
         all.read(&memory, &mut short);
         assert_eq!(&short, b"ab");
+        for offset in 0..9 {
+            all.write(&memory, 0, b"abcdefgh");
+            all.fill_zero(&memory, offset);
+            all.read(&memory, &mut out);
+            let mut expected = *b"abcdefgh";
+            expected[offset.min(8) as usize..].fill(0);
+            assert_eq!(out, expected, "from {offset}");
+        }
     }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use virtio_zbd_spec::{Features, Status};
 use virtio_zbd_store::{Event, IoBuffer, Lane, Segments};
@@ -17,7 +17,7 @@ use crate::config::Negotiated;
 use crate::disk::Disk;
 use crate::flight::{Answer, Flight, Flights, Step};
 use crate::mailbox::{Mailbox, Message};
-use crate::request::{InHeader, parse};
+use crate::request::{APPEND_SECTOR_LEN, InHeader, parse};
 use crate::ring::SplitRing;
 use crate::spans::Spans;
 
@@ -47,6 +47,8 @@ pub(crate) struct Worker {
     /// Requests whose zone has become free, in the order in which they waited.
     retries: VecDeque<u32>,
     stopping: bool,
+    /// A broken chain was logged.
+    complained: bool,
     /// The ring can't be followed any more; only a new start of the queue helps.
     broken: bool,
 }
@@ -61,6 +63,7 @@ impl Worker {
             segments: Vec::new(),
             retries: VecDeque::new(),
             stopping: false,
+            complained: false,
             broken: false,
         }
     }
@@ -71,19 +74,21 @@ impl Worker {
         log::debug!("queue {index}: started, {} entries, {}", self.ring.size(), self.lane.engine_name());
         let mut events = Vec::new();
         loop {
-            if !self.stopping && !self.broken {
-                self.process_ring();
-            }
+            // What has waited goes before what is new.
             while let Some(slot) = self.retries.pop_front() {
                 self.retry(slot);
             }
+            let more = !self.stopping && !self.broken && self.process_ring();
             if self.ring.publish() {
                 (self.place.call)();
             }
             if self.stopping && self.flights.is_empty() {
                 break;
             }
-            if let Err(error) = self.lane.wait(None, &mut events) {
+            if !self.retries.is_empty() {
+                continue;
+            }
+            if let Err(error) = self.lane.wait(more.then_some(Duration::ZERO), &mut events) {
                 // Without its lane the worker hears nothing, not even the stop: it must end here.
                 log::error!("queue {index}: its lane has failed, the queue ends: {error}");
                 break;
@@ -119,27 +124,27 @@ impl Worker {
     }
 
     /// Takes requests until the ring is empty, or as many are under way as it has entries: a driver that gives more is
-    /// lying, and must not make this side grow without bound.
-    fn process_ring(&mut self) {
+    /// lying, and must not make this side grow without bound. Nor must one that gives without end keep it from hearing a stop:
+    /// after as many as the ring has entries it is the others' turn. Returns whether to come again without waiting.
+    fn process_ring(&mut self) -> bool {
         self.ring.disable_kicks();
-        loop {
-            while self.flights.len() < usize::from(self.ring.size()) {
-                match self.ring.pop() {
-                    Ok(Some(head)) => self.take(head),
-                    Ok(None) => break,
-                    Err(error) => {
-                        log::error!("queue {}: {error}; the queue is not served any more", self.place.index);
-                        self.broken = true;
-                        (self.place.broken)();
-                        return;
-                    }
+        for _ in 0..self.ring.size() {
+            if self.flights.len() >= usize::from(self.ring.size()) {
+                return false;
+            }
+            match self.ring.pop() {
+                Ok(Some(head)) => self.take(head),
+                Ok(None) if self.ring.enable_kicks() => {}
+                Ok(None) => return false,
+                Err(error) => {
+                    log::error!("queue {}: {error}; the queue is not served any more", self.place.index);
+                    self.broken = true;
+                    (self.place.broken)();
+                    return false;
                 }
             }
-            let full = self.flights.len() >= usize::from(self.ring.size());
-            if full || !self.ring.enable_kicks() {
-                return;
-            }
         }
+        true
     }
 
     /// Takes one chain: walks it, parses it, starts what it asks for.
@@ -159,7 +164,15 @@ impl Worker {
                 }
             }
             Err(broken) => {
-                log::warn!("queue {}: a broken chain at descriptor {head}: {}", place.index, broken.error);
+                // A driver must not be able to fill the host's log.
+                let level = if self.complained { log::Level::Debug } else { log::Level::Warn };
+                self.complained = true;
+                log::log!(
+                    level,
+                    "queue {}: a broken chain at descriptor {head}: {}",
+                    place.index,
+                    broken.error
+                );
                 let mut in_header = InHeader::default();
                 if let Some((addr, len)) = broken.tail {
                     let mut tail = Spans::default();
@@ -183,6 +196,7 @@ impl Worker {
         if let Some(spans) = &in_header.append_sector {
             let sector = answer.append_sector.unwrap_or(0);
             spans.write(&self.place.memory, 0, &sector.to_le_bytes());
+            spans.fill_zero(&self.place.memory, APPEND_SECTOR_LEN);
             in_header_len_bytes += spans.len_bytes();
         }
         in_header.status.write(&self.place.memory, 0, &[answer.status as u8]);

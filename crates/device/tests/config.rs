@@ -1,4 +1,5 @@
 //! Features, the configuration space and the cache mode (virtio 1.3, 5.2.3 to 5.2.6).
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test says loudly what is wrong")]
 
 mod common;
 
@@ -145,7 +146,10 @@ fn any_part_of_the_configuration_can_be_read() {
 fn only_a_disk_that_can_be_is_made() {
     for block in [0, 1, 256, 511, 513, 1000, 131_072, u32::MAX] {
         let error = plain_disk(1, block).map(drop).unwrap_err();
-        assert!(matches!(error, DiskError::BlockSize { block_len_bytes } if block_len_bytes == block), "{error}");
+        assert!(
+            matches!(error, DiskError::BlockSize { block_len_bytes } if block_len_bytes == block),
+            "{error}"
+        );
     }
     assert!(plain_disk(1, 65_536).is_ok());
     assert!(matches!(plain_disk(0, 512), Err(DiskError::NoQueues)));

@@ -1,9 +1,15 @@
 //! However a request is cut into descriptors, it is the same request (virtio 1.3, 2.7.4).
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test says loudly what is wrong"
+)]
 
 mod common;
 
 use common::{Backing, How, Rig, SECTOR, SHAPE, blocks, on_every_store, sectors, start_of};
-use virtio_zbd_spec::RequestType;
+use virtio_zbd_spec::{RequestType, Status};
 use virtio_zbd_testkit::{Completion, Framing, QueueOptions, Request};
 
 on_every_store!(every_cut_means_the_same, every_cut_means_the_same_on_a_plain_disk);
@@ -95,11 +101,14 @@ fn all_the_same(mut rig: Rig, requests: &[Request]) {
     };
     println!("DEVICE_SEED={seed}");
     let classic = answers(&mut rig, requests, Framing::Classic);
+    let good = classic.iter().filter(|done| done.status == Status::Ok as u8).count();
+    assert!(good * 2 > requests.len(), "most of the requests are good ones");
     let state = rig.state();
     let fixed = [Framing::Indirect, Framing::TailIndirect, Framing::Joined];
     // Each header and in-header is cut at each of its places, and data begins or ends in the same descriptor or not.
     let every = (1..=40).map(Framing::Every);
-    let random = (0..60).flat_map(|i| [Framing::Random(seed + i * 1000), Framing::IndirectRandom(seed + i * 1000)]);
+    let random =
+        (0..60).flat_map(|i| [Framing::Random(seed + i * 1000), Framing::IndirectRandom(seed + i * 1000)]);
     for framing in fixed.into_iter().chain(every).chain(random) {
         let other = answers(&mut rig, requests, framing);
         for (i, (classic, other)) in classic.iter().zip(&other).enumerate() {

@@ -1,4 +1,5 @@
 //! A plain disk: what every virtio block device does (virtio 1.3, 5.2.6), without a zone in sight.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test says loudly what is wrong")]
 
 mod common;
 
@@ -59,7 +60,8 @@ fn the_last_sector_is_the_last(on: Backing) {
 fn nothing_reaches_past_the_end(on: Backing) {
     let mut rig = rig(on);
     filled(&mut rig);
-    for sector in [LEN - 1, LEN, LEN + 1, u64::MAX / 512, u64::MAX / 512 + 1, 1 << 63, u64::MAX - 1, u64::MAX] {
+    for sector in [LEN - 1, LEN, LEN + 1, u64::MAX / 512, u64::MAX / 512 + 1, 1 << 63, u64::MAX - 1, u64::MAX]
+    {
         rig.refuse(Request::write(sector, &sectors(2, 2)), Status::IoErr);
         rig.refuse(Request::read(sector, 2 * SECTOR), Status::IoErr);
     }

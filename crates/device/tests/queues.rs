@@ -1,4 +1,5 @@
 //! Queues: several at once, notifications, stop and start again.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test says loudly what is wrong")]
 
 mod common;
 
@@ -8,7 +9,7 @@ use std::thread;
 use common::{Backing, How, Rig, SECTOR, on_every_store, ring_config, sectors, start_queue};
 use virtio_zbd_device::{RingConfig, RingError, StartError};
 use virtio_zbd_spec::Status;
-use virtio_zbd_testkit::{Error, Framing, InProcess, Notify, QueueOptions, Request};
+use virtio_zbd_testkit::{Framing, InProcess, Notify, QueueOptions, Request};
 use vm_memory::GuestAddress;
 
 /// Length of the disk in sectors.
@@ -90,10 +91,12 @@ fn every_kind_of_notification_works(on: Backing) {
 }
 
 fn every_queue_size_works_and_indices_wrap(on: Backing) {
-    for (size, base) in [(1, 65_530), (2, 65_530), (4, 65_000), (256, 65_400), (1024, 65_300), (32_768, 65_500)]
+    for (size, base) in
+        [(1, 65_530), (2, 65_530), (4, 65_000), (256, 65_400), (1024, 65_300), (32_768, 65_500)]
     {
         for event_idx in [false, true] {
-            let options = QueueOptions { size, base, event_idx, framing: Framing::Indirect, ..Default::default() };
+            let options =
+                QueueOptions { size, base, event_idx, framing: Framing::Indirect, ..Default::default() };
             let mut rig = rig(on, 1, options);
             let rounds = 700u64;
             let depth = u64::from(size.min(20));
@@ -199,26 +202,34 @@ fn a_ring_that_is_not_in_guest_memory_is_not_served() {
     let mut rig = rig(Backing::Ram, 1, QueueOptions::default());
     rig.stop_all();
     let good = ring_config(&rig.queue().in_process().unwrap());
-    let (ram, end) = (rig.ram.clone(), rig.ram.end().0);
+    let end = rig.ram.end().0;
     let start = |rig: &mut Rig, ring: RingConfig| {
         let here = rig.queue().in_process().unwrap();
         start_queue(&rig.disk, &rig.negotiated, 0, ring, here, || panic!("it was never started"))
     };
     for size in [0, 3, 100, 32_769, 65_535] {
         let error = start(&mut rig, RingConfig { size, ..good }).unwrap_err();
-        assert!(matches!(error, StartError::Ring(RingError::Size { size: found }) if found == size), "{error}");
+        assert!(
+            matches!(error, StartError::Ring(RingError::Size { size: found }) if found == size),
+            "{error}"
+        );
     }
     for (address, align) in [(good.descriptor_table, 16), (good.avail_ring, 2), (good.used_ring, 4)] {
-        for at in [GuestAddress(0), GuestAddress(end), GuestAddress(end - align), GuestAddress(u64::MAX - 63)] {
+        for at in [GuestAddress(0), GuestAddress(end), GuestAddress(end - align), GuestAddress(u64::MAX - 63)]
+        {
             let error = start(&mut rig, moved(good, address, at)).unwrap_err();
-            assert!(matches!(error, StartError::Ring(RingError::Outside { addr, .. }) if addr == at.0), "{error}");
+            assert!(
+                matches!(error, StartError::Ring(RingError::Outside { addr, .. }) if addr == at.0),
+                "{error}"
+            );
         }
         let at = GuestAddress(address.0 + align / 2);
         let error = start(&mut rig, moved(good, address, at)).unwrap_err();
-        assert!(matches!(error, StartError::Ring(RingError::Unaligned { addr, .. }) if addr == at.0), "{error}");
+        assert!(
+            matches!(error, StartError::Ring(RingError::Unaligned { addr, .. }) if addr == at.0),
+            "{error}"
+        );
     }
-    // The last places that do fit, and the queue works.
-    drop(ram);
     start(&mut rig, good).unwrap().stop();
 }
 
@@ -239,10 +250,9 @@ fn a_worker_ends_without_a_stop_when_its_queue_is_dropped() {
     rig.stop_all();
     let here: InProcess = rig.queue().in_process().unwrap();
     let worker = start_queue(&rig.disk, &rig.negotiated, 0, ring_config(&here), here, || ()).unwrap();
-    rig.call(Request::flush()).expect(Status::Ok);
+    rig.accept(Request::flush());
     drop(worker);
+    // The thread is gone: what is given now stays where it is.
     rig.queue().submit(Request::flush()).unwrap();
-    rig.queue().timeout = std::time::Duration::from_millis(50);
-    let error = rig.queue().complete(std::time::Duration::from_millis(50)).unwrap_err();
-    assert!(matches!(error, Error::NoCompletion { outstanding: 1, .. }), "{error}");
+    assert_eq!(rig.queue().try_complete().unwrap(), None);
 }

@@ -1,4 +1,5 @@
 //! What IN finds on a zoned disk: V25, V29 (see `zoned.rs`), V30, V31.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test says loudly what is wrong")]
 
 mod common;
 
@@ -29,7 +30,8 @@ fn v31_unwritten_sectors_read_as_zeros(on: Backing) {
     rig.accept(Request::write(start_of(2), &blocks(2, 2)));
     let whole = [blocks(2, 2), zeros(112)].concat();
     assert_eq!(rig.read(start_of(2), 128), whole);
-    for (from, count) in [(0, 16), (15, 1), (15, 2), (16, 1), (8, 16), (16, 112), (95, 2), (96, 32), (127, 1)] {
+    for (from, count) in [(0, 16), (15, 1), (15, 2), (16, 1), (8, 16), (16, 112), (95, 2), (96, 32), (127, 1)]
+    {
         let read = rig.read(start_of(2) + from as u64, count);
         assert_eq!(read, whole[from * SECTOR..(from + count) * SECTOR], "{count} from {from}");
     }

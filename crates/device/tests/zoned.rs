@@ -1,4 +1,5 @@
 //! The rules V13 to V29 and G1 to G6, each through requests: what is answered, what moves, and that a refusal leaves no trace.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test says loudly what is wrong")]
 
 mod common;
 
@@ -105,7 +106,10 @@ fn transitions(on: Backing, request: fn(u64) -> Request, after: [Result<Zone, St
             now.open_and_active = before.open_and_active;
             let bytes = at * 128 * SECTOR..(at + 1) * 128 * SECTOR;
             if rig.zone(zone).0 == EMPTY {
-                assert!(now.bytes[bytes.clone()].iter().all(|&byte| byte == 0), "an empty zone's data is gone");
+                assert!(
+                    now.bytes[bytes.clone()].iter().all(|&byte| byte == 0),
+                    "an empty zone's data is gone"
+                );
                 now.bytes[bytes.clone()].copy_from_slice(&before.bytes[bytes]);
             }
             before.assert_same(&now);
@@ -147,7 +151,9 @@ fn r8_management_names_a_zone_by_its_first_sector(on: Backing) {
     let mut rig = rig(on);
     bring(&mut rig, 2, IOPEN, true);
     let end = SHAPE.capacity_sectors;
-    for sector in [start_of(2) + 1, start_of(2) + 8, start_of(3) - 1, end - 1, end, end + 64, 1 << 40, u64::MAX] {
+    for sector in
+        [start_of(2) + 1, start_of(2) + 8, start_of(3) - 1, end - 1, end, end + 64, 1 << 40, u64::MAX]
+    {
         for request in management(sector) {
             rig.refuse(request, Status::ZoneInvalidCmd);
         }
@@ -158,11 +164,7 @@ fn v15_open(on: Backing) {
     let refused = Err(Status::ZoneInvalidCmd);
     let written = Ok(Zone(EOPEN, BLOCK));
     let unwritten = Ok(Zone(EOPEN, 0));
-    transitions(
-        on,
-        Request::zone_open,
-        [unwritten, written, unwritten, written, written, refused, refused],
-    );
+    transitions(on, Request::zone_open, [unwritten, written, unwritten, written, written, refused, refused]);
 }
 
 fn v15_open_without_resources(on: Backing) {
@@ -401,11 +403,14 @@ fn g6_a_restart_closes_open_zones(on: Backing) {
 /// A disk with zones that no driver can bring into their condition: 2 is read-only, 3 offline, both with 16 sectors written; 4 is
 /// read-only and full.
 fn worn_disk() -> Rig {
-    let data: Vec<u8> = [2, 3, 4].into_iter().flat_map(|zone| {
-        let mut data = blocks(zone, 2);
-        data.resize(128 * SECTOR, 0xee);
-        data
-    }).collect();
+    let data: Vec<u8> = [2, 3, 4]
+        .into_iter()
+        .flat_map(|zone| {
+            let mut data = blocks(zone, 2);
+            data.resize(128 * SECTOR, 0xee);
+            data
+        })
+        .collect();
     let inner = Backing::Ram.zoned(SHAPE).0;
     let mut lane = inner.open_lane(virtio_zbd_store::EngineChoice::Sync).unwrap();
     lane.write(0, virtio_zbd_store::IoBuffer::owned(data), start_of(2) * 512);

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use thiserror::Error;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
 
-/// The most bytes that one system call is asked to move: below what Linux moves at most, and a whole number of any block.
+/// The most bytes that one system call is asked to move: below what Linux moves at most, and a whole number
+/// of any block.
 const WINDOW_MAX_BYTES: usize = 1 << 30;
 
 /// The most segments that one system call takes (`IOV_MAX`).
@@ -17,8 +18,8 @@ const WINDOW_MAX_SEGMENTS: usize = 1024;
 
 /// A list of memory ranges to read into or write from, and what keeps them alive.
 ///
-/// The memory is either a guest's, which the guest may change at any time, or bytes of our own. A value of this type is proof
-/// that each of its ranges was inside its memory; nothing needs a second check.
+/// The memory is either a guest's, which the guest may change at any time, or bytes of our own. A value of
+/// this type is proof that each of its ranges was inside its memory; nothing needs a second check.
 pub struct IoBuffer {
     segments: Segments,
     len_bytes: usize,
@@ -173,16 +174,17 @@ impl IoBuffer {
         self.segments
     }
 
-    /// The part of the buffer at `offset_bytes`, as the memory slices that make it up. The part must have been checked.
+    /// The part of the buffer at `offset_bytes`, as the memory slices that make it up. The part must have
+    /// been checked.
     pub(crate) fn slices(
         &self,
         offset_bytes: usize,
         len_bytes: usize,
     ) -> impl Iterator<Item = VolatileSlice<'_>> {
         parts(&self.segments.0, offset_bytes, len_bytes).map(|part| {
-            // SAFETY: `part` is inside one of our segments, whose memory `self.owner` keeps alive and mapped for as long as
-            // the slice borrows `self`. Guest memory is only ever reached by volatile access, and the bytes of an owned
-            // buffer only through this pointer for as long as the buffer exists.
+            // SAFETY: `part` is inside one of our segments, whose memory `self.owner` keeps alive and mapped
+            // for as long as the slice borrows `self`. Guest memory is only ever reached by volatile access,
+            // and the bytes of an owned buffer only through this pointer for as long as the buffer exists.
             unsafe { VolatileSlice::new(part.iov_base.cast(), part.iov_len) }
         })
     }
@@ -238,7 +240,8 @@ impl Segments {
         self.0.push(libc::iovec { iov_base: base.cast(), iov_len: len_bytes });
     }
 
-    /// A list that gives `len_bytes` zeros, or as many as one system call may take, to be written and never read into.
+    /// A list that gives `len_bytes` zeros, or as many as one system call may take, to be written and never
+    /// read into.
     pub(crate) fn zeros(&mut self, len_bytes: u64) -> Window<'_> {
         static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
         self.0.clear();
@@ -252,9 +255,11 @@ impl Segments {
     }
 }
 
-/// A list of ranges that may be handed to the kernel: each is memory that stays valid while the window is borrowed.
+/// A list of ranges that may be handed to the kernel: each is memory that stays valid while the window is
+/// borrowed.
 ///
-/// Only this module makes windows. Those of a buffer may be read into and written from; those of [`Segments::zeros`] only written from.
+/// Only this module makes windows. Those of a buffer may be read into and written from; those of
+/// [`Segments::zeros`] only written from.
 pub(crate) struct Window<'a> {
     segments: &'a [libc::iovec],
 }

@@ -8,12 +8,15 @@ use virtio_zbd_zones::ZoneState;
 use crate::image::ImageFault;
 
 /// Why a store could not be made, opened, or could not do what it was told.
+///
+/// Each message is whole: it ends with the system's own words where there are any. So there is no
+/// [`source`](std::error::Error::source) that would say them again (`r#source` keeps the derive from making one).
 #[derive(Debug, Error)]
 #[allow(missing_docs, reason = "the message of each variant names its fields")]
 pub enum StoreError {
     /// The system said no.
     #[error("{name}: {what}: {source}")]
-    Io { name: String, what: &'static str, source: io::Error },
+    Io { name: String, what: &'static str, r#source: io::Error },
     /// It is no image, or one that can't be used.
     #[error("{name}: {fault}")]
     Image { name: String, fault: ImageFault },
@@ -36,8 +39,8 @@ pub enum StoreError {
     Exists { name: String },
     /// An earlier sync failed. Linux forgets what it could not write then, so a later success would prove nothing.
     #[error(
-        "{name}: writing to the medium failed before ({first}); nothing can be made durable any more until the disk is \
-         opened again, which will go back to the last successful flush. Look at the host's disk and its free space first"
+        "{name}: bringing data to the medium failed before ({first}); nothing can be made durable any more until \
+         the disk is opened again. Look at the host's disk and its free space first"
     )]
     SyncFailed { name: String, first: String },
     /// The disk was opened for reading.
@@ -54,7 +57,7 @@ pub enum StoreError {
     NotEmpty { name: String, zone: u32, found: Option<ZoneState> },
     /// The disk is too long to be held in memory.
     #[error("a disk of {capacity_bytes} bytes can't be held in memory: {source}")]
-    Memory { capacity_bytes: u64, source: io::Error },
+    Memory { capacity_bytes: u64, r#source: io::Error },
 }
 
 impl StoreError {

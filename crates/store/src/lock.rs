@@ -12,8 +12,8 @@ use rustix::io::Errno;
 
 use crate::error::StoreError;
 
-/// How often, and at what intervals, a lock is tried. A daemon that was just killed keeps its lock until the kernel has ended its last I/O,
-/// and whoever starts it again should not have to know that.
+/// How often, and at what intervals, a lock is tried. A daemon that was just killed keeps its lock until the
+/// kernel has ended its last I/O, and whoever starts it again should not have to know that.
 const TRIES: u32 = 50;
 const TRY_INTERVAL: Duration = Duration::from_millis(10);
 
@@ -40,8 +40,8 @@ pub(crate) fn kind_of(path: &Path) -> Result<FileKind, StoreError> {
     })
 }
 
-/// Opens `path` and locks it: for ourselves alone to write, shared with other readers to read. The lock is the open file's: it
-/// goes with the last descriptor made from it.
+/// Opens `path` and locks it: for ourselves alone to write, shared with other readers to read. The lock is
+/// the open file's: it goes with the last descriptor made from it.
 pub(crate) fn open_locked(path: &Path, read_only: bool) -> Result<File, StoreError> {
     let name = path.display().to_string();
     loop {
@@ -51,7 +51,8 @@ pub(crate) fn open_locked(path: &Path, read_only: bool) -> Result<File, StoreErr
             .open(path)
             .map_err(StoreError::io(&name, "opening it"))?;
         lock(&file, &name, read_only)?;
-        // Between opening and locking another file may have taken the path; ours would be one that nobody can find again.
+        // Between opening and locking another file may have taken the path; ours would be one that nobody can
+        // find again.
         match (fs::metadata(path), file.metadata()) {
             (Ok(there), Ok(ours)) if (there.dev(), there.ino()) != (ours.dev(), ours.ino()) => {}
             _ => return Ok(file),

@@ -15,8 +15,9 @@ use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
 
 /// The calls through which an image reaches its file. A simulated power cut stands in for the file here.
 ///
-/// Reads and writes are whole or an error. What was written is seen by every later read at once; it is on the medium after
-/// the next [`sync_data`](Self::sync_data) that succeeds, and before that in any part, in any order, or not at all.
+/// Reads and writes are whole or an error. What was written is seen by every later read at once; it is on the
+/// medium after the next [`sync_data`](Self::sync_data) that succeeds, and before that in any part, in any
+/// order, or not at all.
 pub trait Medium: Send + Sync {
     /// What to call it in messages: a path.
     fn name(&self) -> &str;
@@ -60,7 +61,8 @@ pub trait Medium: Send + Sync {
     /// Brings everything written so far to the medium, with what is needed to find it again.
     ///
     /// # Errors
-    /// The system's. After an error nothing is known of any write since the last success, and trying again proves nothing.
+    /// The system's. After an error nothing is known of any write since the last success, and trying again
+    /// proves nothing.
     fn sync_data(&self) -> io::Result<()>;
 
     /// Makes `range` read as zeros and gives its space back. Durable after the next sync, as a write is.
@@ -78,8 +80,8 @@ pub trait Medium: Send + Sync {
     /// The file behind it, for I/O past this trait; `None`: there is none, all I/O goes through the trait.
     fn fd(&self) -> Option<BorrowedFd<'_>>;
 
-    /// Shares `count` 64-bit words at `offset_bytes` (a multiple of 64 KiB) with this process: a store to one is a write of
-    /// eight bytes, seen by every reader at once, also after the process has been killed.
+    /// Shares `count` 64-bit words at `offset_bytes` (a multiple of 64 KiB) with this process: a store to one
+    /// is a write of eight bytes, seen by every reader at once, also after the process has been killed.
     ///
     /// # Errors
     /// The system's.

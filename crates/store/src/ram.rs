@@ -117,8 +117,8 @@ impl Store for RamStore {
     }
 }
 
-/// The sectors of a disk in memory. Any number of lanes may use it at once; where they write to the same bytes, any mixture
-/// may result, as on every disk.
+/// The sectors of a disk in memory. Any number of lanes may use it at once; where they write to the same
+/// bytes, any mixture may result, as on every disk.
 pub(crate) struct RamMemory {
     region: MmapRegion,
     capacity_bytes: u64,
@@ -156,8 +156,8 @@ impl RamMemory {
         if pages.is_empty() {
             return Ok(());
         }
-        // SAFETY: the pages are ours alone, a private anonymous mapping that is reached by volatile access only: to drop them
-        // is to write zeros. No reference to them exists.
+        // SAFETY: the pages are ours alone, a private anonymous mapping that is reached by volatile access
+        // only: to drop them is to write zeros. No reference to them exists.
         unsafe { madvise(pages.ptr_guard_mut().as_ptr().cast(), pages.len(), Advice::LinuxDontNeed)? };
         Ok(())
     }

@@ -11,10 +11,11 @@ use crate::lane::{EngineChoice, Lane};
 /// One disk's sectors and zone states; shared by all queues.
 ///
 /// # Who owes what
-/// The caller (a device) publishes every change of a zone under that zone's lock, once the data below the new write pointer has arrived
-/// (the lane has said so). It publishes that a zone is empty or full before another zone may take the freed resource, and
-/// sends nothing to a zone that is being reset until [`commit`](Self::commit) has returned. The store makes durable what it is told to, in an
-/// order that leaves a good disk whenever the process or the machine stops, and never panics on what it finds on its medium.
+/// The caller (a device) publishes every change of a zone under that zone's lock, once the data below the new
+/// write pointer has arrived (the lane has said so). It publishes that a zone is empty or full before another
+/// zone may take the freed resource, and sends nothing to a zone that is being reset until
+/// [`commit`](Self::commit) has returned. The store makes durable what it is told to, in an order that leaves
+/// a good disk whenever the process or the machine stops, and never panics on what it finds on its medium.
 pub trait Store: Send + Sync {
     /// Length of the disk.
     fn capacity_bytes(&self) -> u64;
@@ -25,19 +26,20 @@ pub trait Store: Send + Sync {
     /// What the disk calls itself.
     fn identity(&self) -> Identity;
 
-    /// The state of each zone as a restart finds it (D4); empty for a plain disk. Meant to be asked once, before the first
-    /// [`publish`](Self::publish).
+    /// The state of each zone as a restart finds it (D4); empty for a plain disk. Meant to be asked once,
+    /// before the first [`publish`](Self::publish).
     fn initial_states(&self) -> Vec<ZoneState>;
 
-    /// `zone` is now in `state`. One aligned 8-byte store and a mark: never blocks, never fails. The state outlives the
-    /// process from now on (D5), the machine only after a commit. A zone that the disk does not have is ignored.
+    /// `zone` is now in `state`. One aligned 8-byte store and a mark: never blocks, never fails. The state
+    /// outlives the process from now on (D5), the machine only after a commit. A zone that the disk does not
+    /// have is ignored.
     fn publish(&self, zone: u32, state: ZoneState);
 
     /// Makes durable what `work` asks for. Blocking; calls from several threads wait for one another.
     ///
-    /// With [`Commit::flush`], all that was published and written before the call (D1). Of each finished zone the data, then
-    /// its state. Of each reset zone that it is empty, and after that its old data is given back (D3). Everything that may be
-    /// answered after this call is in [`CommitOutcome::durable`].
+    /// With [`Commit::flush`], all that was published and written before the call (D1). Of each finished zone
+    /// the data, then its state. Of each reset zone that it is empty, and after that its old data is given
+    /// back (D3). Everything that may be answered after this call is in [`CommitOutcome::durable`].
     fn commit(&self, work: &Commit<'_>) -> CommitOutcome;
 
     /// A way to the sectors for one queue's worker. The lane may be made on one thread and used on another.
@@ -49,8 +51,9 @@ pub trait Store: Send + Sync {
     /// Whether writes are refused.
     fn read_only(&self) -> bool;
 
-    /// The last flush; marks the disk as closed cleanly. The lanes must be idle. Further calls do nothing and succeed;
-    /// commits and writes after it fail. A store that is dropped without it is found as after a kill, and loses nothing (D5).
+    /// The last flush; marks the disk as closed cleanly. The lanes must be idle. Further calls do nothing and
+    /// succeed; commits and writes after it fail. A store that is dropped without it is found as after a
+    /// kill, and loses nothing (D5).
     ///
     /// # Errors
     /// The flush failed: the disk is left as after a kill.
@@ -74,8 +77,8 @@ pub struct Commit<'a> {
 pub struct CommitOutcome {
     /// Whether all that was asked for is durable. If not, nothing of the batch may be answered as done.
     pub durable: Result<(), StoreError>,
-    /// Reset zones that are durably empty but whose old data could not be removed. Such a zone must not be written before a
-    /// commit has reset it without this failure: a gap in it could show what was there.
+    /// Reset zones that are durably empty but whose old data could not be removed. Such a zone must not be
+    /// written before a commit has reset it without this failure: a gap in it could show what was there.
     pub hole_failures: Vec<(u32, StoreError)>,
 }
 

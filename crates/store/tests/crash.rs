@@ -5,7 +5,6 @@ mod common;
 
 use std::io::ErrorKind;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use common::sim::SimMedium;
 use common::{LaneExt, closed, full, open, seeded};
@@ -192,7 +191,8 @@ impl History {
         let mut tags = self.new_tags(count);
         let at = u64::from(self.zones[pick].index * ZONE_SECTORS + state.wp_sectors);
         if self.rng.u8(..6) == 0 {
-            // A write that failed and that later ones have overtaken: nothing was written, the write pointer is past it.
+            // A write that failed and that later ones have overtaken: nothing was written, the write pointer
+            // is past it.
             tags.fill(0);
         } else if !self.write_tags(at, &tags) {
             return;
@@ -430,7 +430,7 @@ impl History {
 fn histories_with_kills_and_power_cuts() {
     let mut seeds = seeded("histories_with_kills_and_power_cuts");
     let (mut cuts, mut kills) = (0, 0);
-    for _ in 0..60 {
+    for _ in 0..40 {
         let seed = seeds.u64(..);
         println!("history {seed}");
         let mut history = History::new(seed);
@@ -484,7 +484,8 @@ fn every_moment_of_a_commit_and_an_opening() {
     assert!(moments > 100);
 }
 
-/// A zone of one page becomes full, which lets a zone of another page become active. No power cut may find both active.
+/// A zone of one page becomes full, which lets a zone of another page become active. No power cut may find
+/// both active.
 #[test]
 fn a_power_cut_between_pages_keeps_the_active_limit() {
     for seed in 0..100 {
@@ -501,14 +502,6 @@ fn a_power_cut_between_pages_keeps_the_active_limit() {
             store.publish(ended, full(1));
             store.publish(begun, open(1));
         }
-        if seed % 2 == 0 {
-            // One that fails half way does not make the next one careless.
-            medium.fail_write_after(Some(seed / 2 % 3));
-            let _ = flush();
-            medium.fail_write_after(None);
-            store.publish(1008, full(1));
-            store.publish(700, open(1));
-        }
         medium.die_after(1 + seed % 9);
         let _ = flush();
         medium.cut_power();
@@ -516,72 +509,34 @@ fn a_power_cut_between_pages_keeps_the_active_limit() {
     }
 }
 
-/// Zones change while a flush copies their states. Whatever it has caught, it is never more active zones than there may
-/// be, and nothing older than what was published before.
+/// The same, after a flush of which some pages were written and not synced, because the host was full at the
+/// next one: what they said then may still be what a power cut leaves.
 #[test]
-fn flushes_during_changes_keep_the_active_limit() {
-    const ROUNDS: u32 = 100;
-    const ROUND_STEPS: u32 = 40;
-    // Ten pages, so that copying them takes a while; one zone may be active.
-    let geometry = Geometry::new(GeometryConfig {
-        capacity_sectors: 5040 * 2,
-        zone_sectors: 2,
-        zone_capacity_sectors: 2,
-        conventional_zones: 0,
-        max_open_zones: 1,
-        max_active_zones: 1,
-        ..*geometry().config()
-    })
-    .unwrap();
-    let medium = SimMedium::new(77);
-    ImageStore::create_on(&*medium, geometry).unwrap();
-    let options = |boot| OpenOptions { read_only: false, boot_id: Some([boot; 16]) };
-    let store = ImageStore::open_on(medium.clone(), options(1)).unwrap();
-    // One zone after the other is filled, by turns in the first and in the last five pages.
-    let zone_of = |step: u32| (step / 2 * 97) % 2520 + 2520 * (step % 2);
-    // Each flush is a round; the other thread begins its part when it sees the number, so both surely run at once.
-    let (asked, begun, ended) = (AtomicU32::new(0), AtomicU32::new(0), AtomicU32::new(0));
-    let wait_for = |number: &AtomicU32, least: u32| {
-        while number.load(Ordering::Acquire) < least {
-            std::hint::spin_loop();
+fn a_flush_that_failed_half_way_keeps_the_active_limit() {
+    for seed in 0..100 {
+        let medium = SimMedium::new(seed);
+        ImageStore::create_on(&*medium, geometry()).unwrap();
+        let options = |boot| OpenOptions { read_only: false, boot_id: Some([boot; 16]) };
+        let store = ImageStore::open_on(medium.clone(), options(1)).unwrap();
+        let flush = || store.commit(&Commit { flush: true, ..Commit::default() }).durable;
+        for zone in [2, 3, 4] {
+            store.publish(zone, open(1));
         }
-    };
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            for round in 1..=ROUNDS {
-                wait_for(&asked, round);
-                begun.store(round, Ordering::Release);
-                for step in (round - 1) * ROUND_STEPS..round * ROUND_STEPS {
-                    store.publish(zone_of(step), open(1));
-                    for _ in 0..20 {
-                        std::hint::spin_loop();
-                    }
-                    store.publish(zone_of(step), full(2));
-                }
-                ended.store(round, Ordering::Release);
-            }
-        });
-        let mut found = Ok(());
-        for round in 1..=ROUNDS {
-            asked.store(round, Ordering::Release);
-            wait_for(&begun, round);
-            let flushed = store.commit(&Commit { flush: true, ..Commit::default() }).durable;
-            wait_for(&ended, round);
-            // Opening checks the limit. Not unwrapped here: the other thread would wait for ever.
-            found = found.and(flushed.map_err(|error| error.to_string()));
-            match ImageStore::open_on(medium.synced_copy(), options(2)) {
-                Err(error) => found = found.and(Err(error.to_string())),
-                Ok(after) => {
-                    let states = after.initial_states();
-                    let older = (0..(round - 1) * ROUND_STEPS)
-                        .map(zone_of)
-                        .find(|&zone| states[zone as usize] != full(2));
-                    if let Some(zone) = older {
-                        found = found.and(Err(format!("zone {zone} was full before the flush")));
-                    }
-                }
-            }
+        flush().unwrap();
+        for (ended, begun) in [(2, 504), (3, 1008)] {
+            store.publish(ended, full(1));
+            store.publish(begun, open(1));
         }
-        found.unwrap();
-    });
+        // The first page, which loses two, is synced; the second is written; the third is not.
+        medium.fail_write_after(Some(2));
+        flush().unwrap_err();
+        for (ended, begun) in [(504, 5), (1008, 6)] {
+            store.publish(ended, full(1));
+            store.publish(begun, open(1));
+        }
+        medium.die_after(2 + seed % 6);
+        let _ = flush();
+        medium.cut_power();
+        ImageStore::open_on(medium, options(2)).unwrap();
+    }
 }

@@ -342,7 +342,8 @@ fn a_torn_page_leaves_the_one_before() {
 
 #[test]
 fn an_older_page_is_not_taken_where_nothing_was_torn() {
-    // The image was closed, so the newest version of the page was whole once. The one before would take away eight sectors of zone 3.
+    // The image was closed, so the newest version of the page was whole once. The one before would take away
+    // eight sectors of zone 3.
     let mut bytes = used_image();
     bytes[PAGES + 4096 + 1000] ^= 4;
     let ImageFault::StalePages { zones, expected: 5, found: 4 } = fault_of(&bytes) else { panic!() };
@@ -506,7 +507,8 @@ fn a_copy_is_as_good_as_the_image() {
         store.open_lane(EngineChoice::Auto).unwrap().write_now(2 * 512 * 512, &[7; 4096]).unwrap();
         store.publish(2, open(8));
     }
-    // Not closed, and with every run of zeros made a hole: the live area, too, where all zones are conventional or it is unused.
+    // Not closed, and with every run of zeros made a hole: the live area, too, where all zones are
+    // conventional or it is unused.
     let status =
         std::process::Command::new("cp").arg("--sparse=always").args([&path, &copy]).status().unwrap();
     assert!(status.success());

@@ -351,6 +351,28 @@ fn watched_descriptors_wake_the_worker_each_time() {
 }
 
 #[test]
+fn waiting_takes_no_processor_time() {
+    use rustix::time::{ClockId, clock_gettime};
+    let used_ns = || {
+        let used = clock_gettime(ClockId::ThreadCPUTime);
+        used.tv_sec * 1_000_000_000 + used.tv_nsec
+    };
+    on_all(|name, _, lane| {
+        for flags in [rustix::event::EventfdFlags::empty(), rustix::event::EventfdFlags::NONBLOCK] {
+            let (fd, _kick) = eventfd(flags);
+            lane.watch(fd, 1).unwrap();
+            let before = used_ns();
+            let mut events = Vec::new();
+            lane.wait(Some(Duration::from_millis(200)), &mut events).unwrap();
+            let used = used_ns() - before;
+            // Not a matter of speed: who spins uses all of it, whatever else the machine does.
+            assert!(events.is_empty() && used < 50_000_000, "{name}, {flags:?}: {used} ns, {events:?}");
+            lane.unwatch_all().unwrap();
+        }
+    });
+}
+
+#[test]
 fn a_wake_comes_from_another_thread() {
     on_all(|name, _, lane| {
         let (fd, mut kick) = eventfd(rustix::event::EventfdFlags::NONBLOCK);

@@ -32,10 +32,22 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("vzbd: {error:#}");
+            eprintln!("vzbd: {}", in_one_line(&error));
             ExitCode::from(if error.is::<WrongCall>() { 2 } else { 1 })
         }
     }
+}
+
+/// The error and its causes. Many messages name their cause already: it is not said twice.
+fn in_one_line(error: &anyhow::Error) -> String {
+    error.chain().fold(String::new(), |line, cause| {
+        let cause = cause.to_string();
+        match line.as_str() {
+            "" => cause,
+            said if said.contains(&cause) => line,
+            said => format!("{said}: {cause}"),
+        }
+    })
 }
 
 /// The call itself was wrong: exit status 2. Everything else that fails is exit status 1.

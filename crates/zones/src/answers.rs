@@ -67,8 +67,6 @@ impl Grant {
 #[derive(Debug, Default, PartialEq, Eq)]
 #[must_use = "tickets that are dropped wait for ever"]
 pub struct Settled {
-    /// Sector ranges (start, length) that lie below the write pointer but whose write failed: they must be made to read as zeros.
-    pub gaps: Vec<(u64, u64)>,
     /// The requests that waited for this zone: to be made again, in this order.
     pub woken: Vec<Ticket>,
 }
@@ -93,7 +91,8 @@ impl Begun {
 pub enum ResetEnd {
     /// It is durable.
     Done,
-    /// It could not be made durable and nothing was changed: the zone is as it was.
+    /// It could not be made durable and nothing was changed: the zone is as it was, but for an implicitly open one, which is
+    /// closed.
     Undone,
     /// The zone's data is neither there nor gone: the zone goes offline.
     Lost,
@@ -134,6 +133,10 @@ pub enum InitialStateError {
     Count { found: usize, expected: u32 },
     #[error(transparent)]
     State(#[from] StateError),
+    #[error(
+        "zone {zone} is {condition:?} with {wp_sectors} sectors written, which no zone is when nothing is under way"
+    )]
+    NotAtRest { zone: u32, condition: Condition, wp_sectors: u32 },
     #[error("{active} zones are active where the disk allows {max_active_zones}")]
     TooManyActive { active: u32, max_active_zones: u32 },
     #[error("{open} zones are open where the disk allows {max_open_zones}")]

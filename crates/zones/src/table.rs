@@ -20,8 +20,8 @@ use lock_api::{Mutex, MutexGuard, RawMutex};
 /// open or active. `R` is the lock, `O` is told of every state that a store must keep.
 ///
 /// # Lock order
-/// The resources first, then one zone; a second zone (the one that is closed to make room) only under the resources' lock.
-/// Nobody who holds a zone's lock waits for another lock, so the order can't close to a cycle.
+/// The resources first, then a zone. Who holds the resources may lock a second zone while the first is held (the one that is
+/// closed to make room); who does not holds one zone and waits for no other lock. So no circle can close.
 pub struct ZoneTable<R, O> {
     geometry: Geometry,
     resources: Mutex<R, Resources>,
@@ -44,7 +44,8 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
     /// A table over `states`, one for each zone of the disk in order.
     ///
     /// # Errors
-    /// A state that its zone can't be in, or more open or active zones than the geometry allows.
+    /// A state that its zone can't be in, or is in only while something is under way; more open or active zones than the
+    /// geometry allows.
     pub fn new(geometry: Geometry, states: &[ZoneState], observer: O) -> Result<Self, InitialStateError> {
         if u32::try_from(states.len()) != Ok(geometry.zone_count()) {
             return Err(InitialStateError::Count { found: states.len(), expected: geometry.zone_count() });
@@ -53,6 +54,12 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
         let mut zones = Vec::with_capacity(states.len());
         for (index, &state) in (0..).zip(states) {
             state.check(&geometry, index)?;
+            let ZoneState { condition, wp_sectors } = state;
+            let full = wp_sectors == geometry.zone_capacity_sectors(index);
+            let unopened = wp_sectors == 0 && condition != Condition::ExplicitOpen;
+            if condition.is_active() && (full || unopened) {
+                return Err(InitialStateError::NotAtRest { zone: index, condition, wp_sectors });
+            }
             let mut zone = Zone::new(state);
             resources.take(state.condition);
             if state.condition == Condition::ImplicitOpen {
@@ -154,38 +161,28 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
     }
 
     /// Takes in how an admitted write ended.
+    ///
+    /// The range of a **failed** write must read as zeros *before* it is settled. With data behind it, it stays below the write
+    /// pointer for good: a gap. And while the write is not settled its zone can't be reset, so that the zeros can't
+    /// fall on what is written after a reset.
     pub fn settle(&self, grant: Grant, ok: bool) -> Settled {
-        let Some(range) = grant.reserved else {
-            return Settled::default();
-        };
+        let Some(range) = grant.reserved else { return Settled::default() };
         let zone = grant.zone;
-        let Ok(mut z) = self.lock_zone(zone) else {
-            return Settled::default();
-        };
+        let Ok(mut z) = self.lock_zone(zone) else { return Settled::default() };
         let before = z.state();
-        let start = self.geometry.zone_start(zone);
-        let gaps = z.resolve(&range, ok);
-        let gaps = gaps
-            .into_iter()
-            .map(|gap| (start + u64::from(gap.start), u64::from(gap.end - gap.start)))
-            .collect();
+        z.resolve(&range, ok);
         self.tell(zone, &z, before);
         if self.condition_at_rest(zone, &z) != z.condition {
-            // The lock order wants the resources first. What happens in between is seen again below.
+            // The lock order wants the resources first. What happens in between is seen below, or by `transition`.
             drop(z);
             let mut resources = self.resources.lock();
-            let Ok(again) = self.lock_zone(zone) else {
-                return Settled { gaps, woken: Vec::new() };
-            };
+            let Ok(again) = self.lock_zone(zone) else { return Settled::default() };
             z = again;
-            let rest = self.condition_at_rest(zone, &z);
-            if rest != z.condition {
-                let before = z.state();
-                self.change(&mut resources, zone, &mut z, rest);
-                self.tell(zone, &z, before);
-            }
+            let before = z.state();
+            self.rest(&mut resources, zone, &mut z);
+            self.tell(zone, &z, before);
         }
-        Settled { gaps, woken: wake(&mut z) }
+        Settled { woken: wake(&mut z) }
     }
 
     /// Opens a zone explicitly.
@@ -201,7 +198,6 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
             }
             self.make_room(resources, z.condition)?;
             self.change(resources, zone, z, Condition::ExplicitOpen);
-            z.opened_from = None;
             Ok(())
         })
     }
@@ -219,7 +215,6 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
                 _ => return Err(Refusal::InvalidCommand),
             };
             self.change(resources, zone, z, to);
-            z.opened_from = None;
             Ok(())
         })
     }
@@ -283,12 +278,7 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
         };
         match end {
             ResetEnd::Done => resources.give_back(held),
-            ResetEnd::Undone => {
-                z.restore(begun.before);
-                if held == Condition::ImplicitOpen {
-                    z.implicit_stamp = resources.list_implicit(zone);
-                }
-            }
+            ResetEnd::Undone => z.restore(begun.before),
             ResetEnd::Lost => {
                 resources.give_back(held);
                 z.clear();
@@ -296,7 +286,7 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
             }
         }
         self.tell(zone, &z, before);
-        Settled { gaps: Vec::new(), woken: wake(&mut z) }
+        Settled { woken: wake(&mut z) }
     }
 
     /// The zones that a range touches, checked: inside the disk, and more than one only where all are conventional (V25).
@@ -390,6 +380,14 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
         Ok(())
     }
 
+    /// Gives a zone the condition that it has at rest.
+    fn rest(&self, resources: &mut Resources, zone: u32, z: &mut Zone) {
+        let rest = self.condition_at_rest(zone, z);
+        if rest != z.condition {
+            self.change(resources, zone, z, rest);
+        }
+    }
+
     /// A change of one zone that the driver asked for, under both locks.
     fn transition<T>(
         &self,
@@ -401,6 +399,8 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
         let mut resources = self.resources.lock();
         let mut z = self.lock_zone(zone)?;
         let before = z.state();
+        // The end of its last write may have left that to us: see `settle`.
+        self.rest(&mut resources, zone, &mut z);
         let result = if z.must_wait() { Err(Refusal::Busy) } else { act(&mut resources, zone, &mut z) };
         if matches!(result, Err(Refusal::Busy)) {
             z.waiting.push(ticket);
@@ -420,7 +420,6 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
         let mut z = self.lock_zone(victim)?;
         let before = z.state();
         self.change(resources, victim, &mut z, Condition::Closed);
-        z.opened_from = None;
         self.tell(victim, &z, before);
         Ok(())
     }
@@ -446,8 +445,9 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
             return Condition::Full;
         }
         match z.condition {
+            Condition::ImplicitOpen if z.opened_from.is_none() => Condition::ImplicitOpen,
+            Condition::ImplicitOpen | Condition::Closed if z.wp() == 0 => Condition::Empty,
             Condition::ImplicitOpen => z.opened_from.unwrap_or(Condition::ImplicitOpen),
-            Condition::Closed if z.wp() == 0 => Condition::Empty,
             other => other,
         }
     }
@@ -460,10 +460,16 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
     }
 }
 
-/// Marks a zone as settling, with what `act` makes of it. Its resources are held until the end, so that it can go back.
+/// Marks a zone as settling, with what `act` makes of it. Its resources are held until the end, so that it can go back; but an
+/// implicitly open one goes back to closed, so that its open resource is free for others, as it would be without this (V27).
 fn begin(resources: &mut Resources, zone: u32, z: &mut Zone, act: impl FnOnce(&mut Zone)) -> Begun {
+    if z.condition == Condition::ImplicitOpen {
+        resources.unlist_implicit(core::mem::take(&mut z.implicit_stamp));
+        resources.give_back(z.condition);
+        z.condition = Condition::Closed;
+        resources.take(z.condition);
+    }
     let before = z.state();
-    resources.unlist_implicit(core::mem::take(&mut z.implicit_stamp));
     z.settling_from = Some(z.condition);
     act(z);
     Begun { zone, before }

@@ -9,13 +9,14 @@
     reason = "a test says loudly what is wrong"
 )]
 
+mod hooked;
 mod model;
 mod rig;
 
 use rig::{Pace, Rig, Seen};
 
-/// Each of the two tests does this many, if `ZONES_OPS` does not say otherwise: about ten seconds.
-const OPERATIONS: u64 = 5_000_000;
+/// Each of the two tests does this many, if `ZONES_OPS` does not say otherwise: a few seconds.
+const OPERATIONS: u64 = 2_500_000;
 
 /// After this many operations there is a new disk: zones that went offline never come back.
 const OPERATIONS_PER_DISK: u64 = 800;
@@ -25,7 +26,7 @@ fn one_request_after_the_other() {
     let seen = run(Pace::OneAfterTheOther);
     seen.assert_common();
     assert_eq!(seen.busy, 0, "nothing is under way when the next request comes");
-    assert_eq!(seen.zeroed_sectors, 0, "no failed write has data behind it");
+    assert_eq!(seen.gaps, 0, "no failed write has data behind it");
 }
 
 #[test]
@@ -35,10 +36,11 @@ fn many_requests_under_way() {
     for (count, what) in [
         (seen.busy, "request had to wait"),
         (seen.woken, "ticket came back"),
-        (seen.zeroed_sectors, "failed write had data behind it"),
+        (seen.gaps, "failed write had data behind it"),
+        (seen.held_by_leftovers, "reset or finish had to wait for zeros over a failed write"),
         (seen.restarts_under_way, "restart found a request under way"),
     ] {
-        assert!(count > 0, "no {what}: the test shows nothing");
+        assert!(count > 0 || !seen.is_enough(), "no {what}: the test shows nothing");
     }
 }
 

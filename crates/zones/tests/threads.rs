@@ -1,4 +1,5 @@
-//! Four threads on one table: nothing overlaps, no limit is exceeded, every ticket comes back, nobody stands still.
+//! Four threads on one table: nothing overlaps, no limit is exceeded, what was written is there, every ticket comes back, nobody stands
+//! still.
 //!
 //! `ZONES_SEED` sets what each thread asks for; in which order the threads come is not ours to repeat.
 #![allow(
@@ -9,6 +10,7 @@
 )]
 
 use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::thread;
@@ -26,8 +28,8 @@ const THREADS: u64 = 4;
 /// Each thread makes this many requests.
 const REQUESTS: u64 = 500_000;
 
-/// Far more than the requests need: only threads that wait for each other in a circle take so long.
-const STANDSTILL: Duration = Duration::from_secs(120);
+/// No request of any thread is answered for so long only if the threads wait for each other in a circle.
+const STANDSTILL: Duration = Duration::from_secs(20);
 
 /// A thread that has more writes than this under way ends one before it asks for more.
 const MOST_WRITES: usize = 4;
@@ -112,13 +114,17 @@ fn hammer(config: GeometryConfig) {
             thread::spawn(move || worker.run())
         })
         .collect();
-    let begin = Instant::now();
+    let (mut tickets, mut since) = (0, Instant::now());
     while !threads.iter().all(thread::JoinHandle::is_finished) {
+        thread::sleep(Duration::from_millis(5));
+        let now = shared.next_ticket.load(SeqCst);
+        if now != tickets {
+            (tickets, since) = (now, Instant::now());
+        }
         assert!(
-            begin.elapsed() < STANDSTILL,
+            since.elapsed() < STANDSTILL,
             "the threads stand still: is there a deadlock? ZONES_SEED={seed}"
         );
-        thread::sleep(Duration::from_millis(5));
     }
     let mut done = Done::default();
     for thread in threads {
@@ -143,10 +149,14 @@ struct Shared {
     watch: Arc<Watch>,
     /// Who has each sector: the ticket of the write that it was given to, 0 for nobody.
     owners: Vec<AtomicU64>,
-    /// How often each zone was reset.
+    /// What the store holds in each sector: the ticket of the write that put it there, 0 for zeros.
+    medium: Vec<AtomicU64>,
+    /// The life of its zone in which a write to each sector has failed last.
+    failed_in: Vec<AtomicU64>,
+    /// Which life each zone is in: a reset begins another.
     lives: Vec<AtomicU64>,
-    /// Sectors that failed writes have left below the write pointer, with the life of their zone.
-    gaps: Mutex<Vec<(u64, u64)>>,
+    /// How many writes of each zone are not settled.
+    unsettled: Vec<AtomicU64>,
     /// Requests that wait, or that are just being made.
     waiting: Mutex<HashMap<Ticket, Request>>,
     next_ticket: AtomicU64,
@@ -158,35 +168,60 @@ impl Shared {
         let states = vec![ZoneState::EMPTY; index(geometry.zone_count().into())];
         let watch = Arc::new(Watch {
             config,
-            states: Mutex::new(states.clone()),
+            states: Mutex::new(states.iter().map(|&state| [state; 2]).collect()),
             undoing: states.iter().map(|_| AtomicBool::new(false)).collect(),
         });
+        let for_each_sector = || (0..config.capacity_sectors).map(|_| AtomicU64::new(0)).collect();
+        let for_each_zone = |number| states.iter().map(|_| AtomicU64::new(number)).collect();
         Self {
             geometry,
-            lives: states.iter().map(|_| AtomicU64::new(0)).collect(),
+            lives: for_each_zone(1),
+            unsettled: for_each_zone(0),
             table: ZoneTable::new(geometry, &states, Teller(watch.clone())).unwrap(),
             watch,
-            owners: (0..config.capacity_sectors).map(|_| AtomicU64::new(0)).collect(),
-            gaps: Mutex::new(Vec::new()),
+            owners: for_each_sector(),
+            medium: for_each_sector(),
+            failed_in: for_each_sector(),
             waiting: Mutex::new(HashMap::new()),
             next_ticket: AtomicU64::new(1),
         }
     }
 
-    /// The life that the zone of `sector` is in.
-    fn life(&self, sector: u64) -> &AtomicU64 {
-        &self.lives[index(self.geometry.zone_of(sector).unwrap().into())]
+    fn zone_of(&self, sector: u64) -> usize {
+        index(self.geometry.zone_of(sector).unwrap().into())
+    }
+
+    fn sectors_of(&self, zone: u32) -> Range<usize> {
+        let (start, len) = (self.geometry.zone_start(zone), self.geometry.zone_len_sectors(zone));
+        index(start)..index(start + u64::from(len))
+    }
+
+    /// While nothing is written to `zone`: the store holds what successful writes have put there, and zeros elsewhere. Where there
+    /// are zeros before data, a write has failed in this life.
+    fn check_content(&self, zone: u32) -> Content {
+        let sectors = self.sectors_of(zone);
+        let life = self.lives[index(zone.into())].load(SeqCst);
+        let owner = |sector: usize| self.owners[sector].load(SeqCst);
+        let data_end = sectors.clone().rev().find(|&s| owner(s) != 0).map_or(sectors.start, |last| last + 1);
+        let mut gap_sectors = 0;
+        for sector in sectors.clone() {
+            assert_eq!(self.medium[sector].load(SeqCst), owner(sector), "what lies in sector {sector}");
+            if sector < data_end && owner(sector) == 0 {
+                assert_eq!(self.failed_in[sector].load(SeqCst), life, "sector {sector} was left out");
+                gap_sectors += 1;
+            }
+        }
+        Content { written_sectors: data_end - sectors.start, gap_sectors }
     }
 
     /// All threads are gone: what they have left fits together.
     fn check_at_rest(&self) {
         assert_eq!(self.waiting.lock().len(), 0, "tickets never came back");
-        let gaps = self.gaps.lock();
         let (mut open, mut active) = (0, 0);
         for zone in 0..self.geometry.zone_count() {
             let report = self.table.report(zone).unwrap();
             let plan = self.table.admit_read(report.start, report.len).unwrap();
-            let observed = self.watch.states.lock()[index(zone.into())];
+            let [_, observed] = self.watch.states.lock()[index(zone.into())];
             assert_eq!(observed.condition, report.condition, "zone {zone}");
             assert_eq!(u64::from(observed.wp_sectors), plan.stored_sectors, "zone {zone}");
             open += u32::from(report.condition.is_open());
@@ -198,26 +233,26 @@ impl Shared {
             if matches!(report.condition, Condition::Closed | Condition::ImplicitOpen) {
                 assert_ne!(plan.stored_sectors, 0, "nothing written and not empty: {report:?}");
             }
-            let life = self.life(report.start).load(SeqCst);
-            for sector in report.start..report.start + report.len {
-                let owned = self.owners[index(sector)].load(SeqCst) != 0;
-                let is_gap = gaps.contains(&(life, sector));
-                let written = sector - report.start < plan.stored_sectors;
-                assert_eq!(
-                    u8::from(owned) + u8::from(is_gap),
-                    u8::from(written),
-                    "sector {sector}, {report:?}"
-                );
-            }
+            let content = self.check_content(zone);
+            assert_eq!(content.written_sectors, index(plan.stored_sectors), "{report:?}");
         }
         assert_eq!(self.table.open_and_active(), (open, active));
     }
 }
 
+/// What lies in a zone.
+struct Content {
+    /// Up to the end of its last data.
+    written_sectors: usize,
+    /// Zeros before that.
+    gap_sectors: u64,
+}
+
 /// Sees every change of every zone, in order, and that none is against the rules.
 struct Watch {
     config: GeometryConfig,
-    states: Mutex<Vec<ZoneState>>,
+    /// Of each zone the last state, and the one before it in front.
+    states: Mutex<Vec<[ZoneState; 2]>>,
     /// The zones whose next change undoes a reset or finish.
     undoing: Vec<AtomicBool>,
 }
@@ -233,19 +268,36 @@ impl Observer for Teller {
 impl Watch {
     fn check(&self, zone: usize, to: ZoneState) {
         let mut states = self.states.lock();
-        let from = std::mem::replace(&mut states[zone], to);
-        if !self.undoing[zone].swap(false, SeqCst) {
+        let [before, from] = states[zone];
+        states[zone] = [from, to];
+        if self.undoing[zone].swap(false, SeqCst) {
+            assert_eq!(to, self.undone(before), "zone {zone}: {before:?} to {from:?} and back");
+        } else {
             assert!(may_follow(from.condition, to.condition), "zone {zone}: {from:?} to {to:?}");
             let falls = to.wp_sectors < from.wp_sectors;
             assert!(!falls || to == ZoneState::EMPTY, "zone {zone}: {from:?} to {to:?}");
         }
         let count = |uses: fn(Condition) -> bool| {
-            states.iter().filter(|state| uses(state.condition)).count().try_into().unwrap_or(u32::MAX)
+            states.iter().filter(|[_, now]| uses(now.condition)).count().try_into().unwrap_or(u32::MAX)
         };
         let (open, active) = (count(Condition::is_open), count(Condition::is_active));
         let GeometryConfig { max_open_zones, max_active_zones, .. } = self.config;
         assert!(max_open_zones == 0 || open <= max_open_zones, "{open} zones are open: {states:?}");
         assert!(max_active_zones == 0 || active <= max_active_zones, "{active} zones are active: {states:?}");
+    }
+
+    /// What an undone reset or finish goes back to where it found `state`, which the end of the last write may have left to it to
+    /// bring to rest. An implicitly open zone comes back closed.
+    fn undone(&self, state: ZoneState) -> ZoneState {
+        let condition = match state.condition {
+            active if active.is_active() && state.wp_sectors == self.config.zone_capacity_sectors => {
+                Condition::Full
+            }
+            Condition::ImplicitOpen | Condition::Closed if state.wp_sectors == 0 => Condition::Empty,
+            Condition::ImplicitOpen => Condition::Closed,
+            other => other,
+        };
+        ZoneState { condition, ..state }
     }
 }
 
@@ -283,6 +335,7 @@ struct Done {
     writes: u64,
     resets: u64,
     finishes: u64,
+    /// Seen when a zone was reset or finished.
     gap_sectors: u64,
     woken: u64,
     busy: u64,
@@ -305,8 +358,9 @@ impl Done {
 
 struct Write {
     grant: Grant,
-    sectors: u32,
-    life: u64,
+    sectors: Range<usize>,
+    ticket: Ticket,
+    has_failed: bool,
 }
 
 struct Worker {
@@ -409,16 +463,13 @@ impl Worker {
             Request::Open { zone } => shared.table.open(start(zone), ticket)?,
             Request::Close { zone } => shared.table.close(start(zone), ticket)?,
             Request::Finish { zone } => {
-                let begun = shared.table.begin_finish(start(zone), ticket)?;
-                self.begun.extend(begun.map(|begun| (begun, false)));
+                self.begin(shared.table.begin_finish(start(zone), ticket)?, false);
             }
             Request::Reset { zone } => {
-                let begun = shared.table.begin_reset(start(zone), ticket)?;
-                self.begun.extend(begun.map(|begun| (begun, true)));
+                self.begin(shared.table.begin_reset(start(zone), ticket)?, true);
             }
             Request::ResetAll { zone } => {
-                let begun = shared.table.begin_reset_all(zone, ticket)?;
-                self.begun.extend(begun.map(|begun| (begun, true)));
+                self.begin(shared.table.begin_reset_all(zone, ticket)?, true);
             }
             Request::Read { zone } => {
                 let len = u64::from(shared.geometry.zone_len_sectors(zone));
@@ -432,39 +483,67 @@ impl Worker {
 
     /// Each sector of a place belongs to nobody else in this life of the zone.
     fn claim(&mut self, grant: Grant, sectors: u32, ticket: Ticket) {
-        let life = self.shared.life(grant.sector()).load(SeqCst);
-        for sector in grant.sector()..grant.sector() + u64::from(sectors) {
-            let owner = self.shared.owners[index(sector)].swap(ticket.0, SeqCst);
+        let sectors = index(grant.sector())..index(grant.sector() + u64::from(sectors));
+        self.shared.unsettled[self.shared.zone_of(grant.sector())].fetch_add(1, SeqCst);
+        for sector in sectors.clone() {
+            let owner = self.shared.owners[sector].swap(ticket.0, SeqCst);
             assert_eq!(owner, 0, "sector {sector} was given to {ticket:?} and to ticket {owner}");
         }
         self.done.writes += 1;
-        self.writes.push(Write { grant, sectors, life });
+        self.writes.push(Write { grant, sectors, ticket, has_failed: false });
     }
 
+    /// Goes on with one of the writes: it succeeds, or fails, or what a failure has left is put right.
     fn settle_one(&mut self) {
         if self.writes.is_empty() {
             return;
         }
-        let Write { grant, sectors, life } = self.writes.swap_remove(self.rng.usize(..self.writes.len()));
-        let ok = self.rng.u8(..) < 200;
-        if !ok {
-            // From the call on the place may be somebody else's.
-            for sector in grant.sector()..grant.sector() + u64::from(sectors) {
-                self.shared.owners[index(sector)].store(0, SeqCst);
+        let chosen = self.rng.usize(..self.writes.len());
+        let write = &mut self.writes[chosen];
+        if !write.has_failed && self.rng.u8(..) < 56 {
+            write.has_failed = true;
+            for sector in write.sectors.clone() {
+                self.shared.medium[sector].store(u64::MAX, SeqCst);
             }
+            return;
         }
-        let Settled { gaps, woken } = self.shared.table.settle(grant, ok);
-        for sector in gaps.into_iter().flat_map(|(start, len)| start..start + len) {
-            self.done.gap_sectors += 1;
-            self.shared.gaps.lock().push((life, sector));
+        let Write { grant, sectors, ticket, has_failed } = self.writes.swap_remove(chosen);
+        let zone = self.shared.zone_of(grant.sector());
+        for sector in sectors {
+            let mut owner = ticket.0;
+            if has_failed {
+                // From the call on the place may be somebody else's.
+                owner = 0;
+                let life = self.shared.lives[zone].load(SeqCst);
+                self.shared.failed_in[sector].store(life, SeqCst);
+            }
+            self.shared.medium[sector].store(owner, SeqCst);
+            let before = self.shared.owners[sector].swap(owner, SeqCst);
+            assert_eq!(before, ticket.0, "sector {sector} is no longer the one that {ticket:?} got");
         }
+        self.shared.unsettled[zone].fetch_sub(1, SeqCst);
+        let Settled { woken } = self.shared.table.settle(grant, !has_failed);
         self.wake(woken);
+    }
+
+    fn begin(&mut self, begun: Option<Begun>, is_reset: bool) {
+        let Some(begun) = begun else { return };
+        self.assert_settled(&begun);
+        self.done.gap_sectors += self.shared.check_content(begun.zone()).gap_sectors;
+        self.begun.push((begun, is_reset));
+    }
+
+    /// Nobody else has a place in the zone, and nobody gets one before the end.
+    fn assert_settled(&self, begun: &Begun) {
+        let unsettled = self.shared.unsettled[index(begun.zone().into())].load(SeqCst);
+        assert_eq!(unsettled, 0, "writes under way in zone {} at its reset or finish", begun.zone());
     }
 
     fn end_one(&mut self) {
         let Some((begun, is_reset)) = self.begun.pop() else {
             return;
         };
+        self.assert_settled(&begun);
         let zone = begun.zone();
         let undo = self.rng.u8(..) < 64;
         if is_reset {
@@ -473,18 +552,16 @@ impl Worker {
             self.done.finishes += 1;
         }
         if is_reset && !undo {
-            // Nobody else has a place in the zone, and nobody gets one before the end.
-            let start = self.shared.geometry.zone_start(zone);
-            for sector in start..start + u64::from(self.shared.geometry.zone_len_sectors(zone)) {
-                self.shared.owners[index(sector)].store(0, SeqCst);
+            for sector in self.shared.sectors_of(zone) {
+                self.shared.owners[sector].store(0, SeqCst);
+                self.shared.medium[sector].store(0, SeqCst);
             }
-            self.shared.life(start).fetch_add(1, SeqCst);
+            self.shared.lives[index(zone.into())].fetch_add(1, SeqCst);
         }
         // Nobody else changes the zone before this end does.
         self.shared.watch.undoing[index(zone.into())].store(undo, SeqCst);
-        let Settled { gaps, woken } =
-            self.shared.table.end(begun, if undo { ResetEnd::Undone } else { ResetEnd::Done });
-        assert_eq!(gaps, []);
+        let end = if undo { ResetEnd::Undone } else { ResetEnd::Done };
+        let Settled { woken } = self.shared.table.end(begun, end);
         self.wake(woken);
     }
 

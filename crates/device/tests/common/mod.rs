@@ -1,7 +1,9 @@
 //! A disk with its queues running in this process, and what can be seen of it.
 
-#![allow(dead_code, unused_imports, reason = "each test program uses a part of it")]
+#![allow(dead_code, unused_imports, unused_macros, reason = "each test program uses a part of it")]
 
+mod attack;
+mod faulty;
 mod gate;
 mod probe;
 mod seen;
@@ -16,14 +18,16 @@ use std::time::Duration;
 
 use virtio_zbd_device::{Disk, DiskConfig, Negotiated, QueueConfig, RingConfig, StartError};
 use virtio_zbd_spec::{BlkConfig, Features, Status};
-use virtio_zbd_store::{EngineChoice, Store};
+use virtio_zbd_store::{EngineChoice, RamStore, Store};
 use virtio_zbd_testkit::{Completion, GuestRam, InProcess, Queue, QueueOptions, Request, UNTOUCHED};
 use virtio_zbd_zones::GeometryConfig;
 use zerocopy::{FromZeros, IntoBytes};
 
+pub(crate) use attack::{Outcome, attack, memory, wait_used};
+pub(crate) use faulty::{Call, FaultyMedium};
 pub(crate) use gate::Gate;
 pub(crate) use probe::{CommitSeen, Probe};
-pub(crate) use seen::{DiskState, Zone, blocks, raw_bytes, sectors};
+pub(crate) use seen::{DiskState, Zone, assert_same_bytes, blocks, raw_bytes, sectors};
 pub(crate) use store::{Backing, Place};
 
 /// Length of a sector in bytes.
@@ -63,6 +67,8 @@ pub(crate) struct How {
     pub(crate) engine: EngineChoice,
     /// Length of guest memory in bytes.
     pub(crate) ram_len: usize,
+    /// Length of a hole in guest memory, between two regions of that length (0: they touch). `None`: one region.
+    pub(crate) ram_hole: Option<usize>,
 }
 
 impl Default for How {
@@ -73,6 +79,7 @@ impl Default for How {
             options: QueueOptions::default(),
             engine: EngineChoice::Auto,
             ram_len: 4 << 20,
+            ram_hole: None,
         }
     }
 }
@@ -84,7 +91,9 @@ pub(crate) struct Rig {
     pub(crate) negotiated: Arc<Negotiated>,
     pub(crate) ram: GuestRam,
     pub(crate) queues: Vec<Served>,
-    /// Where an image lies, until the rig is gone.
+    accepted: u64,
+    engine: EngineChoice,
+    /// Where a file lies, until the rig is gone.
     place: Option<Place>,
 }
 
@@ -148,8 +157,21 @@ impl Rig {
     }
 
     fn with(store: Arc<dyn Store>, disk: Arc<Disk>, negotiated: Arc<Negotiated>, how: &How) -> Self {
-        let ram = GuestRam::new(how.ram_len);
-        let mut rig = Self { store, disk, negotiated, ram, queues: Vec::new(), place: None };
+        let ram = match how.ram_hole {
+            None => GuestRam::new(how.ram_len),
+            Some(hole) => GuestRam::with_hole(how.ram_len, hole),
+        };
+        let accepted = disk.features() & !how.without.bits();
+        let mut rig = Self {
+            store,
+            disk,
+            negotiated,
+            ram,
+            queues: Vec::new(),
+            accepted,
+            engine: how.engine,
+            place: None,
+        };
         for index in 0..how.queues {
             let queue = Queue::new(&rig.ram, &how.options).unwrap();
             let next_avail = queue.ring.base();
@@ -161,28 +183,23 @@ impl Rig {
     }
 
     /// Stops all queues, closes the disk and makes a new one over the same store, as a restart of the program does.
+    #[track_caller]
     pub(crate) fn restart(&mut self) {
         self.stop_all();
         let config = DiskConfig {
             queues: self.disk.queue_count(),
             block_len_bytes: self.config().blk_size.get(),
-            engine: self.place.as_ref().map_or(EngineChoice::Auto, Place::engine),
+            engine: self.engine,
         };
-        let accepted = self.disk.features();
         if let Some(place) = &self.place {
             self.disk.close().unwrap();
-            // Whoever still has the store keeps the image locked.
-            let (disk, store) = (Arc::clone(&self.disk), Arc::clone(&self.store));
-            let stand_in = Disk::new(Backing::Ram.plain(512).0, config).unwrap();
-            self.disk = stand_in;
-            self.store = Backing::Ram.plain(512).0;
-            self.negotiated = self.disk.not_negotiated();
-            drop(disk);
-            drop(store);
+            // A file is locked for as long as anybody has its store: all who have it get another one.
+            self.store = Arc::new(RamStore::plain(512).unwrap());
+            self.disk = Disk::new(Arc::clone(&self.store), config).unwrap();
             self.store = place.open();
         }
         self.disk = Disk::new(Arc::clone(&self.store), config).unwrap();
-        self.negotiated = self.disk.negotiate(accepted).unwrap();
+        self.negotiated = self.disk.negotiate(self.accepted).unwrap();
         for served in &mut self.queues {
             served.start(&self.disk, &self.negotiated);
         }
@@ -358,8 +375,13 @@ fn disk_over(store: &Arc<dyn Store>, how: &How) -> Arc<Disk> {
 /// Runs each test on every store and engine: the test takes the [`Backing`].
 macro_rules! on_every_store {
     ($($name:ident),* $(,)?) => {
-        mod ram {
-            $(#[test] fn $name() { super::$name(crate::common::Backing::Ram); })*
+        crate::common::on_every_store! { @ ram Ram $($name)* }
+        crate::common::on_every_store! { @ file_io_uring FileIoUring $($name)* }
+        crate::common::on_every_store! { @ file_sync FileSync $($name)* }
+    };
+    (@ $module:ident $backing:ident $($name:ident)*) => {
+        mod $module {
+            $(#[test] fn $name() { super::$name(crate::common::Backing::$backing); })*
         }
     };
 }

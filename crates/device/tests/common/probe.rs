@@ -4,9 +4,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use virtio_zbd_store::{
-    Commit, CommitOutcome, EngineChoice, Identity, Lane, RamStore, Store, StoreError,
-};
+use virtio_zbd_store::{Commit, CommitOutcome, EngineChoice, Identity, Lane, RamStore, Store, StoreError};
 use virtio_zbd_zones::{Geometry, GeometryConfig, ZoneState};
 
 use super::gate::Gate;
@@ -117,11 +115,8 @@ impl Store for Probe {
 
     fn commit(&self, work: &Commit<'_>) -> CommitOutcome {
         self.commit_gate.pass();
-        let seen = CommitSeen {
-            flush: work.flush,
-            finished: work.finished.to_vec(),
-            reset: work.reset.to_vec(),
-        };
+        let seen =
+            CommitSeen { flush: work.flush, finished: work.finished.to_vec(), reset: work.reset.to_vec() };
         self.commits.lock().unwrap().push(seen);
         let error = |what| StoreError::Io {
             name: "the probe".to_owned(),

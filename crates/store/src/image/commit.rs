@@ -19,16 +19,20 @@ pub(super) type Changes = BTreeMap<u32, Vec<u64>>;
 
 impl ImageStore {
     /// # The order
-    /// 1. The zone states are copied out of the live area. A state is published after its data has been written, so all
-    ///    the data that the copy speaks of has been written by now.
-    /// 2. The data is synced, if the batch speaks of any: a flush or a finish. A reset speaks of none. (D1, D2)
-    /// 3. The changed pages are written, each to the slot that does not count, and synced. A power cut before the end of
-    ///    this leaves some pages old and some new, and both are right: a page's zones do not depend on another's.
-    /// 4. The holes of reset zones are punched. Not before: a power cut would find a zone full of zeros with a write
-    ///    pointer behind them. Whoever opens the image after a crash between 3 and 4 punches them then.
+    /// 1. The zone states are copied out of the live area. A state is published after its data has been
+    ///    written, so all the data that the copy speaks of has been written by now.
+    /// 2. The data is synced, if the batch speaks of any: a flush or a finish. A reset speaks of none. (D1,
+    ///    D2)
+    /// 3. The changed pages are written, each to the slot that does not count, and synced. A power cut before
+    ///    the end of this leaves some pages old and some new, and both are right: a page's zones do not
+    ///    depend on another's.
+    /// 4. The holes of reset zones are punched. Not before: a power cut would find a zone full of zeros with
+    ///    a write pointer behind them. Whoever opens the image after a crash between 3 and 4 punches them
+    ///    then.
     ///
-    /// Without a flush only the entries of the zones that were named are taken from the live area. The others keep what the medium has: their
-    /// data is not synced, so a new write pointer could become durable before what lies below it.
+    /// Without a flush only the entries of the zones that were named are taken from the live area. The others
+    /// keep what the medium has: their data is not synced, so a new write pointer could become durable before
+    /// what lies below it.
     pub(super) fn commit_work(&self, book: &mut Book, work: &Commit<'_>) -> CommitOutcome {
         let Some(live) = self.live() else {
             return CommitOutcome::failed(StoreError::ReadOnly { name: self.name() });
@@ -47,11 +51,9 @@ impl ImageStore {
         let taken = if work.flush { self.dirty.take() } else { Vec::new() };
         let result = self.write_states(book, live, work, &taken);
         if result.is_err() {
+            // The pages of the named zones need no mark: it was set when they were published, and only a
+            // flush takes it.
             self.dirty.mark_all(&taken);
-            // These may be half written, or written and not synced: the next flush has to see to them.
-            for &zone in work.finished.iter().chain(work.reset) {
-                self.dirty.mark(Layout::page_of(zone));
-            }
         }
         result
     }
@@ -78,7 +80,8 @@ impl ImageStore {
         )
     }
 
-    /// What the pages shall hold: the live states of all zones in `taken` and of the named ones, the shadow of the others.
+    /// What the pages shall hold: the live states of all zones in `taken` and of the named ones, the shadow
+    /// of the others.
     fn snapshot(
         &self,
         pages: &PageBook,
@@ -101,13 +104,14 @@ impl ImageStore {
         Ok(changes)
     }
 
-    /// The words were read one after the other. Meanwhile one zone can have become full or empty after its word was read, and
-    /// another one active in its place before its word was read: together they would be more than may be active, and
-    /// the image could not be opened. So all zones that the snapshot calls active are read again, and those that are active no longer
-    /// are taken as they are now. What remains was active at the moment between the two readings, all of it: a zone that has data
-    /// and stops being active stays so until its reset is committed, and no other commit runs. (Zones without data don't count
-    /// as active in a page: a restart finds them empty.) Pages that became dirty in between are looked at for the same reason, and
-    /// stay dirty.
+    /// The words were read one after the other. Meanwhile one zone can have become full or empty after its
+    /// word was read, and another one active in its place before its word was read: together they would be
+    /// more than may be active, and the image could not be opened. So all zones that the snapshot calls
+    /// active are read again, and those that are active no longer are taken as they are now. What remains was
+    /// active at the moment between the two readings, all of it: a zone that has data and stops being active
+    /// stays so until its reset is committed, and no other commit runs. (Zones without data don't count as
+    /// active in a page: a restart finds them empty.) Pages that became dirty in between are looked at for
+    /// the same reason, and stay dirty.
     fn drop_overtaken(
         &self,
         changes: &mut Changes,
@@ -145,7 +149,8 @@ impl ImageStore {
     fn live_bits(&self, live: &LiveWords, zone: u32) -> Result<u64, StoreError> {
         let bits = live.load(usize::try_from(zone).unwrap_or(usize::MAX)).unwrap_or(u64::MAX);
         let offset_bytes = self.layout.live.start + 8 * u64::from(zone);
-        // Only `publish` writes there. But the file can be written by others, and what goes into a page must be right.
+        // Only `publish` writes there. But the file can be written by others, and what goes into a page must
+        // be right.
         let state = checked_state(&self.geometry, zone, bits, "live area", offset_bytes)
             .map_err(|fault| StoreError::Image { name: self.name(), fault })?;
         Ok(state.after_restart(&self.geometry, zone).to_bits())
@@ -168,7 +173,8 @@ impl ImageStore {
         Ok(())
     }
 
-    /// Removes the data of reset zones. Where that fails the zone is named, and the image will not be marked as clean, so that whoever opens it next tries again.
+    /// Removes the data of reset zones. Where that fails the zone is named, and the image will not be marked
+    /// as clean, so that whoever opens it next tries again.
     fn punch(&self, reset: &[u32]) -> Vec<(u32, StoreError)> {
         let mut failures = Vec::new();
         for zones in runs(reset) {
@@ -187,9 +193,9 @@ impl ImageStore {
         failures
     }
 
-    /// A sync has failed. What was written since the last one may be on the medium, or gone, and Linux will not say so
-    /// twice: nothing can be promised until the image is opened again. That opening must not believe the live area,
-    /// because the data that it speaks of may be gone, so the superblock is marked.
+    /// A sync has failed. What was written since the last one may be on the medium, or gone, and Linux will
+    /// not say so twice: nothing can be promised until the image is opened again. That opening must not
+    /// believe the live area, because the data that it speaks of may be gone, so the superblock is marked.
     fn sync_failed(&self, book: &mut Book, error: io::Error) -> StoreError {
         let name = self.name();
         log::error!("{name}: a sync failed ({error}); the image will go back to the last successful flush");
@@ -209,8 +215,9 @@ pub(super) enum PageFailure {
 
 /// Writes pages and syncs them.
 ///
-/// A power cut can leave any of the pages old and the others new. That must not add up to more active zones than the disk
-/// allows: where it could, the pages that lose active zones are made durable before those that gain any.
+/// A power cut can leave any of the pages old and the others new. That must not add up to more active zones
+/// than the disk allows: where it could, the pages that lose active zones are made durable before those that
+/// gain any.
 pub(super) fn write_pages(
     pages: &mut PageBook,
     medium: &dyn Medium,

@@ -128,7 +128,8 @@ impl Unfinished {
         }
         match renameat_with(CWD, own, CWD, path, RenameFlags::NOREPLACE) {
             Ok(()) => self.path = None,
-            // Not every file system can refuse to replace. A second name can't replace anything anywhere; the first goes with `self`.
+            // Not every file system can refuse to replace. A second name can't replace anything anywhere; the
+            // first goes with `self`.
             Err(Errno::INVAL | Errno::NOSYS) => fs::hard_link(own, path)?,
             Err(error) => return Err(error.into()),
         }

@@ -14,8 +14,9 @@ impl DirtyPages {
 
     /// Marks a page whose live words have just been changed.
     ///
-    /// The mark is mostly there already. Then it is only looked at, so that queues do not fight for one cache line. The fence pairs with the one in
-    /// [`take`](Self::take): either this sees that the mark was taken, or the taker sees the words.
+    /// The mark is mostly there already. Then it is only looked at, so that queues do not fight for one cache
+    /// line. The fence pairs with the one in [`take`](Self::take): either this sees that the mark was taken,
+    /// or the taker sees the words.
     pub(super) fn mark(&self, page: u32) {
         let bit = 1 << (page % 64);
         fence(Ordering::SeqCst);
@@ -81,7 +82,8 @@ mod tests {
 
     #[test]
     fn no_change_is_lost_between_marking_and_taking() {
-        // One thread publishes ever larger values, the other takes marks: after the last take it has seen the last value.
+        // One thread publishes ever larger values, the other takes marks: after the last take it has seen the
+        // last value.
         let dirty = DirtyPages::new(64);
         let word = AtomicU64::new(0);
         const LAST: u64 = 200_000;

@@ -13,17 +13,18 @@ pub enum ImageFault {
     #[error("it is {found}, not a regular file; an image is a regular file")]
     NotAFile { found: &'static str },
     #[error(
-        "it is not a vzbd image: neither at byte 0 nor at byte 4096 is there the magic number \"VZBDIMG\"; it begins with \
-         {found}"
+        "it is not a vzbd image: neither at byte 0 nor at byte 4096 is there the magic number \"VZBDIMG\"; \
+         it begins with {found}"
     )]
     NotAnImage { found: String },
     #[error(
-        "the file has {found_bytes} bytes where the image needs {expected_bytes}; it was cut off, perhaps while it was copied"
+        "the file has {found_bytes} bytes where the image needs {expected_bytes}; it was cut off, perhaps \
+         while it was copied"
     )]
     TooShort { expected_bytes: u64, found_bytes: u64 },
     #[error(
-        "both copies of the superblock are damaged: the one at byte 0 {first}, the one at byte 4096 {second}. If there is \
-         a copy of this image, use that"
+        "both copies of the superblock are damaged: the one at byte 0 {first}, the one at byte 4096 \
+         {second}. If there is a copy of this image, use that"
     )]
     Superblock { first: String, second: String },
     #[error("the two copies of the superblock belong to different images ({first} and {second})")]
@@ -35,8 +36,8 @@ pub enum ImageFault {
     )]
     Features { unknown: u64 },
     #[error(
-        "it uses features with which this program may only read it (ro_compat word {unknown:#x}); open it read-only, or \
-         use a newer program"
+        "it uses features with which this program may only read it (ro_compat word {unknown:#x}); open it \
+         read-only, or use a newer program"
     )]
     ReadOnlyFeatures { unknown: u64 },
     #[error("the superblock describes a disk that can't be: {0}")]
@@ -44,13 +45,14 @@ pub enum ImageFault {
     #[error("the superblock is wrong: {what} is {found}, but the disk's geometry gives {expected}")]
     Value { what: &'static str, expected: u64, found: u64 },
     #[error(
-        "the superblock is wrong: the {what} is at byte {offset_bytes}; it must be at {lowest_offset_bytes} or later, at a \
-         multiple of {align_bytes}, and end where a file can"
+        "the superblock is wrong: the {what} is at byte {offset_bytes}; it must be at {lowest_offset_bytes} \
+         or later, at a multiple of {align_bytes}, and end where a file can"
     )]
     Place { what: &'static str, offset_bytes: u64, lowest_offset_bytes: u64, align_bytes: u64 },
     #[error(
-        "the states of {zones} are lost: both places where they are kept are damaged (first: the one at byte \
-         {first_offset_bytes} {first}, the one at byte {second_offset_bytes} {second}). If there is a copy of this image, use that"
+        "the states of {zones} are lost: both places where they are kept are damaged (first: the one at \
+         byte {first_offset_bytes} {first}, the one at byte {second_offset_bytes} {second}). If there is a \
+         copy of this image, use that"
     )]
     Pages {
         zones: ZoneRanges,
@@ -60,8 +62,9 @@ pub enum ImageFault {
         second: String,
     },
     #[error(
-        "the image was closed cleanly, but of the states of {zones} the newest version is gone: the pages' sequence numbers \
-         sum up to {found} where {expected} was noted. The older version would make zones lose data. If there is a copy of this image, use that"
+        "the image was closed cleanly, but of the states of {zones} the newest version is gone: the pages' \
+         sequence numbers sum up to {found} where {expected} was noted. The older version would make zones \
+         lose data. If there is a copy of this image, use that"
     )]
     StalePages { zones: ZoneRanges, expected: u64, found: u64 },
     #[error("zone {zone} has the impossible state {bits:#018x} at byte {offset_bytes} ({area}): {reason}")]

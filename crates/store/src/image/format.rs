@@ -9,8 +9,8 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligne
 
 use super::fault::ImageFault;
 
-/// Length of a superblock copy and of a slot of a zone-state page: what a medium is expected to write in one piece, or to leave
-/// in a state that the checksum tells from both the old and the new.
+/// Length of a superblock copy and of a slot of a zone-state page: what a medium is expected to write in one
+/// piece, or to leave in a state that the checksum tells from both the old and the new.
 pub(crate) const BLOCK_LEN_BYTES: u64 = 4096;
 
 /// Where the two superblock copies are.
@@ -37,7 +37,8 @@ const LIVE_ALIGN_BYTES: u64 = 64 << 10;
 /// The data area begins at a multiple of this.
 const DATA_ALIGN_BYTES: u64 = 1 << 20;
 
-/// Sequence numbers stay below this, so that one more is always a larger one. At a million commits a second it is reached in 146,000 years.
+/// Sequence numbers stay below this, so that one more is always a larger one. At a million commits a second
+/// it is reached in 146,000 years.
 const SEQUENCE_END: u64 = 1 << 62;
 
 /// `live_boot_id` of an image that was closed cleanly.

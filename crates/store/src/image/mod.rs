@@ -1,7 +1,8 @@
 //! A zoned disk in one file.
 //!
-//! The bytes are described in `docs/format.md`. How the modules share the work: `format` knows the bytes, `superblock` and
-//! `pages` the two things that are kept twice, `recover` opens, `commit` makes durable, `create` makes new images.
+//! The bytes are described in `docs/format.md`. How the modules share the work: `format` knows the bytes,
+//! `superblock` and `pages` the two things that are kept twice, `recover` opens, `commit` makes durable,
+//! `create` makes new images.
 
 mod commit;
 mod create;
@@ -46,8 +47,8 @@ pub struct OpenOptions {
 
 /// A zoned disk in one file.
 ///
-/// Dropping it without [`close`](Store::close) leaves the image as a kill would: nothing that was published is lost as long as the
-/// machine runs, and the next opening puts it in order.
+/// Dropping it without [`close`](Store::close) leaves the image as a kill would: nothing that was published
+/// is lost as long as the machine runs, and the next opening puts it in order.
 pub struct ImageStore {
     medium: Arc<dyn Medium>,
     geometry: Geometry,
@@ -113,7 +114,8 @@ pub struct ImageInfo {
     pub geometry: Geometry,
     /// How the image was left by whoever had it before it was opened.
     pub last_use: LastUse,
-    /// The state of each zone. A restart's view (D4) where the image is not open for writing; the state at this moment where it is.
+    /// The state of each zone. A restart's view (D4) where the image is not open for writing; the state at
+    /// this moment where it is.
     pub states: Vec<ZoneState>,
     /// How many of them are open.
     pub open_zones: u32,
@@ -130,11 +132,12 @@ pub struct ImageInfo {
 impl ImageStore {
     /// Makes a new image at `path`, closed cleanly, with all zones empty.
     ///
-    /// The file has its full length and takes almost no space. It appears under its name when it is whole and on the medium; after a
-    /// failure nothing is left behind.
+    /// The file has its full length and takes almost no space. It appears under its name when it is whole and
+    /// on the medium; after a failure nothing is left behind.
     ///
     /// # Errors
-    /// There is a file and `options` does not say that it may be overwritten, or it is in use; the host has no room.
+    /// There is a file and `options` does not say that it may be overwritten, or it is in use; the host has
+    /// no room.
     pub fn create(path: &Path, geometry: Geometry, options: CreateOptions) -> Result<ImageInfo, StoreError> {
         create::create(path, geometry, options)
     }
@@ -150,7 +153,8 @@ impl ImageStore {
     /// Opens an image and locks it.
     ///
     /// # Errors
-    /// It is in use, damaged, or no image at all: see [`ImageFault`]. Whatever is found, nothing is written before everything has been checked.
+    /// It is in use, damaged, or no image at all: see [`ImageFault`]. Whatever is found, nothing is written
+    /// before everything has been checked.
     pub fn open(path: &Path, options: OpenOptions) -> Result<Self, StoreError> {
         let medium = open_file(path, options.read_only)?;
         Self::open_on(Arc::new(medium), options)
@@ -329,7 +333,8 @@ impl Store for ImageStore {
 impl ImageStore {
     /// Everything has been flushed: says so in the superblock.
     fn mark_closed(&self, book: &mut Book) -> Result<(), StoreError> {
-        // From the first copy on the image may count as closed: nothing may be written any more, whatever comes of it.
+        // From the first copy on the image may count as closed: nothing may be written any more, whatever
+        // comes of it.
         self.writes_end.store(true, Ordering::SeqCst);
         if self.unswept.load(Ordering::Acquire) {
             log::warn!(

@@ -29,8 +29,8 @@ struct Page {
     slot: u8,
     /// The other slot is no older version but damaged.
     other_bad: bool,
-    /// The other slot may hold a version that was never acknowledged, with at most this many active zones. The page must
-    /// be written again even if its content is the one of the shadow.
+    /// The other slot may hold a version that was never acknowledged, with at most this many active zones.
+    /// The page must be written again even if its content is the one of the shadow.
     in_doubt: Option<usize>,
 }
 
@@ -138,7 +138,8 @@ impl PageBook {
         self.active
     }
 
-    /// How many zones of a page may be active after a power cut now: as the shadow says, or as a version in doubt does.
+    /// How many zones of a page may be active after a power cut now: as the shadow says, or as a version in
+    /// doubt does.
     pub(super) fn active_in(&self, layout: &Layout, page: u32) -> usize {
         let in_doubt = self.page(page).and_then(|page| page.in_doubt);
         count_active(self.shadow_of(layout, page)).max(in_doubt.unwrap_or(0))

@@ -77,22 +77,27 @@ impl Checked {
     /// Makes the image ready to be written, and marks it as live in this boot.
     ///
     /// # Why the order is this one
-    /// The process may be killed, or the machine may stop, between any two steps, and the next opening must find a good image.
+    /// The process may be killed, or the machine may stop, between any two steps, and the next opening must
+    /// find a good image.
     ///
-    /// 1. *Sync.* After a kill the live states speak of data that may be in the page cache only. It has to be on the medium before the pages say so.
-    ///    (After a kill at this point: as before. The power fails: the pages count, as ever.)
-    /// 2. *Pages.* They take the states that were found. From here on a power cut leaves what a kill would have left. It must come before
-    ///    step 3: a zone that was being reset is empty by its live word and may be full by its page, and its data must not go
-    ///    while a power cut would still make the page count. (A kill in here: the live area counts still, and it is
-    ///    the same. The power fails: each page is old or new, and the data is there for both.)
-    /// 3. *Sweep.* What lies behind the data of sequential zones goes: writes that were never answered, and the data of zones whose reset
-    ///    was cut off between its page and its hole. (A crash in here: the next opening sweeps again, because
-    ///    the superblock does not say that the image was closed.)
-    /// 4. *Live area.* It takes the states, with open zones closed. (A crash in here after a kill: each word is old or new, and a restart makes the same
-    ///    of both. After anything else: the live area does not count, since the superblock does not name this boot.)
-    /// 5. *Superblock.* It names this boot, so that the live area counts from now on if we are killed. It is on the medium before the
-    ///    first write, so that a power cut after that is not mistaken for a clean close. (A crash in here: one copy is good,
-    ///    it is the old or the new one, and nothing has been written that the old one would hide.)
+    /// 1. *Sync.* After a kill the live states speak of data that may be in the page cache only. It has to be
+    ///    on the medium before the pages say so. (After a kill at this point: as before. The power fails: the
+    ///    pages count, as ever.)
+    /// 2. *Pages.* They take the states that were found. From here on a power cut leaves what a kill would
+    ///    have left. It must come before step 3: a zone that was being reset is empty by its live word and
+    ///    may be full by its page, and its data must not go while a power cut would still make the page
+    ///    count. (A kill in here: the live area counts still, and it is the same. The power fails: each page
+    ///    is old or new, and the data is there for both.)
+    /// 3. *Sweep.* What lies behind the data of sequential zones goes: writes that were never answered, and
+    ///    the data of zones whose reset was cut off between its page and its hole. (A crash in here: the next
+    ///    opening sweeps again, because the superblock does not say that the image was closed.)
+    /// 4. *Live area.* It takes the states, with open zones closed. (A crash in here after a kill: each word
+    ///    is old or new, and a restart makes the same of both. After anything else: the live area does not
+    ///    count, since the superblock does not name this boot.)
+    /// 5. *Superblock.* It names this boot, so that the live area counts from now on if we are killed. It is
+    ///    on the medium before the first write, so that a power cut after that is not mistaken for a clean
+    ///    close. (A crash in here: one copy is good, it is the old or the new one, and nothing has been
+    ///    written that the old one would hide.)
     pub(super) fn recover(
         &mut self,
         medium: &dyn Medium,
@@ -128,9 +133,10 @@ impl Checked {
         Ok(live)
     }
 
-    /// After a failed sync something may be in the page cache only, its write reported as failed and forgotten: a later sync would succeed
-    /// without it. So what counts of it is written once more. Of the zone-state pages that is the slot that counts, to the place where it
-    /// is, so that the older slot is left alone until this has succeeded; of the sectors, those of conventional zones. What sequential
+    /// After a failed sync something may be in the page cache only, its write reported as failed and
+    /// forgotten: a later sync would succeed without it. So what counts of it is written once more. Of the
+    /// zone-state pages that is the slot that counts, to the place where it is, so that the older slot is
+    /// left alone until this has succeeded; of the sectors, those of conventional zones. What sequential
     /// zones hold was synced before their pages said so.
     fn write_again(&self, medium: &dyn Medium) -> io::Result<()> {
         for page in 0..self.layout.page_count {
@@ -198,8 +204,8 @@ impl Checked {
     fn fill_live(&self, medium: &dyn Medium) -> io::Result<LiveWords> {
         let range = self.layout.live.clone();
         if self.last_use != LastUse::Killed {
-            // By plain writes, so that a full host says so here: where there are holes (a sparse copy of an image has some), a store to
-            // the mapping could not say anything and would end the process.
+            // By plain writes, so that a full host says so here: where there are holes (a sparse copy of an
+            // image has some), a store to the mapping could not say anything and would end the process.
             let mut words: Vec<u8> =
                 self.states.iter().flat_map(|state| state.to_bits().to_le_bytes()).collect();
             words.resize(usize::try_from(range.end - range.start).map_err(io::Error::other)?, 0);
@@ -213,7 +219,8 @@ impl Checked {
     }
 }
 
-/// Removes what lies behind the data of each sequential zone. Returns how much that was, in whole stretches of the file.
+/// Removes what lies behind the data of each sequential zone. Returns how much that was, in whole stretches
+/// of the file.
 fn sweep(medium: &dyn Medium, geometry: &Geometry, layout: &Layout, states: &[ZoneState]) -> io::Result<u64> {
     let mut swept_bytes = 0;
     let sector_len = u64::from(SECTOR_LEN_BYTES);
@@ -242,7 +249,8 @@ fn sweep(medium: &dyn Medium, geometry: &Geometry, layout: &Layout, states: &[Zo
     Ok(swept_bytes)
 }
 
-/// Both places of every page were good when the image was closed, so a damaged one was damaged since; it may have been the newer.
+/// Both places of every page were good when the image was closed, so a damaged one was damaged since; it may
+/// have been the newer.
 fn check_newest(pages: &PageBook, layout: &Layout, expected: u64) -> Result<(), ImageFault> {
     let found = pages.sequence_sum();
     if found == expected {
@@ -298,7 +306,8 @@ pub(super) fn boot_id() -> [u8; 16] {
         Ok(id) => id.into_bytes(),
         Err(error) => {
             log::warn!(
-                "this boot can't be told from others ({error}): should this program be killed, the disk goes back to its last flush"
+                "this boot can't be told from others ({error}): should this program be killed, the disk goes \
+                 back to its last flush"
             );
             Uuid::new_v4().into_bytes()
         }

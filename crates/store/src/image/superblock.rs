@@ -71,10 +71,11 @@ impl Superblocks {
         }
     }
 
-    /// Changes the superblock and brings it to the medium: one copy, then the other, the good one last, so that one
-    /// is whole whenever the power fails. Bytes that this version does not know are kept.
+    /// Changes the superblock and brings it to the medium: one copy, then the other, the good one last, so
+    /// that one is whole whenever the power fails. Bytes that this version does not know are kept.
     ///
-    /// After an error the change may be there or not; a later opening in this boot sees it if the first copy could be written at all.
+    /// After an error the change may be there or not; a later opening in this boot sees it if the first copy
+    /// could be written at all.
     pub(super) fn write(
         &mut self,
         medium: &dyn Medium,
@@ -121,7 +122,8 @@ pub(crate) fn is_image(medium: &dyn Medium, len_bytes: u64) -> io::Result<bool> 
 fn warn_of_copy(name: &str, copy: usize, why: Unusable) {
     let offset = SUPERBLOCK_OFFSETS_BYTES[copy];
     log::warn!(
-        "{name}: the superblock copy at byte {offset} {why}; the other copy is used, and repairs it when the image is next opened for writing"
+        "{name}: the superblock copy at byte {offset} {why}; the other copy is used, and repairs it when the \
+         image is next opened for writing"
     );
 }
 

@@ -21,9 +21,9 @@ pub(crate) use target::Target;
 
 /// Moves data between buffers and one disk, and waits: for that, and for every descriptor that it watches.
 ///
-/// One worker owns it. Operations run in parallel and end in any order; each is known by the caller's token. Nothing is
-/// started before [`wait`](Self::wait), though it may be. Dropping a lane waits for what the kernel still has in its
-/// hands; results that were not fetched are lost, the buffers freed.
+/// One worker owns it. Operations run in parallel and end in any order; each is known by the caller's token.
+/// Nothing is started before [`wait`](Self::wait), though it may be. Dropping a lane waits for what the
+/// kernel still has in its hands; results that were not fetched are lost, the buffers freed.
 pub struct Lane {
     target: Target,
     capacity_bytes: u64,
@@ -38,8 +38,8 @@ pub struct Lane {
 /// Something that a worker waits for.
 #[derive(Debug)]
 pub enum Event {
-    /// The descriptor watched under this source was readable; 8 bytes of it are consumed, and it is watched again. Once its other
-    /// end is closed, or it can't be read, this comes one last time.
+    /// The descriptor watched under this source was readable; 8 bytes of it are consumed, and it is watched
+    /// again. Once its other end is closed, or it can't be read, this comes one last time.
     Wake(u32),
     /// An operation has ended.
     Done {
@@ -47,7 +47,8 @@ pub enum Event {
         token: u64,
         /// Its buffer, whole again; `None` after [`Lane::zero`].
         buffer: Option<IoBuffer>,
-        /// How it ended. After an error any part of the range (of the disk, or of a read's buffer) may have been changed.
+        /// How it ended. After an error any part of the range (of the disk, or of a read's buffer) may have
+        /// been changed.
         result: io::Result<()>,
     },
 }
@@ -98,8 +99,9 @@ impl Lane {
         }
     }
 
-    /// From now on each time `fd` (an eventfd or the reading end of a pipe, blocking or not) is readable, up to 8 bytes are consumed
-    /// and [`Event::Wake`] with `source` is reported. Several descriptors may have the same source.
+    /// From now on each time `fd` (an eventfd or the reading end of a pipe, blocking or not) is readable, up
+    /// to 8 bytes are consumed and [`Event::Wake`] with `source` is reported. Several descriptors may have
+    /// the same source.
     ///
     /// # Errors
     /// The kernel's; the descriptor is closed then.
@@ -113,7 +115,8 @@ impl Lane {
         }
     }
 
-    /// Ends the watch of every descriptor with this source and closes them. A wake that was not fetched may still come.
+    /// Ends the watch of every descriptor with this source and closes them. A wake that was not fetched may
+    /// still come.
     ///
     /// # Errors
     /// The kernel's.
@@ -159,10 +162,12 @@ impl Lane {
         self.start(Op::zero(token, action, offset_bytes, len_bytes), true);
     }
 
-    /// Starts what is queued, waits until there is at least one event or the time is over, and appends all there are to `events`.
+    /// Starts what is queued, waits until there is at least one event or the time is over, and appends all
+    /// there are to `events`.
     ///
     /// # Errors
-    /// The kernel's; and a call that could never end, because nothing is watched, nothing under way and no time given.
+    /// The kernel's; and a call that could never end, because nothing is watched, nothing under way and no
+    /// time given.
     pub fn wait(&mut self, timeout: Option<Duration>, events: &mut Vec<Event>) -> io::Result<()> {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let target = self.target.raw();
@@ -267,7 +272,7 @@ impl Waiter {
             }
             Err(error) if engine == EngineChoice::Auto && is_forbidden(&error) => {
                 SAID.call_once(|| {
-                    log::warn!("I/O goes through pread/pwrite, which is slower: io_uring can't be used here ({error})");
+                    log::warn!("I/O goes through pread/pwrite, which is slower: no io_uring here ({error})");
                 });
                 Ok(Self::Poll(PollSet::default()))
             }
@@ -283,7 +288,8 @@ impl Waiter {
     }
 }
 
-/// Whether this is how a system says that it has no io_uring for us: none built in, locked down, or no memory that may be locked.
+/// Whether this is how a system says that it has no io_uring for us: none built in, locked down, or no memory
+/// that may be locked.
 fn is_forbidden(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM | libc::EACCES | libc::ENOMEM))
 }

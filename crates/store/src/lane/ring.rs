@@ -20,8 +20,8 @@ const ENTRIES: u32 = 256;
 
 /// A ring, and all that the kernel may still write to.
 ///
-/// Nothing that was handed to the kernel is freed before its completion has been seen: an operation stays in `ops`, a watch in
-/// `watches`, until then; and [`Drop`] waits for the rest.
+/// Nothing that was handed to the kernel is freed before its completion has been seen: an operation stays in
+/// `ops`, a watch in `watches`, until then; and [`Drop`] waits for the rest.
 pub(super) struct Ring {
     ring: IoUring,
     ops: Slab<Op>,
@@ -68,7 +68,8 @@ impl Ring {
         Ok(Self { ring, ops: Slab::new(), watches: Slab::new(), outstanding: 0, reaped: Vec::new() })
     }
 
-    /// Starts `op` on `fd`, whose byte `base_bytes` is the disk's first. An operation that can't be started comes back.
+    /// Starts `op` on `fd`, whose byte `base_bytes` is the disk's first. An operation that can't be started
+    /// comes back.
     pub(super) fn submit(&mut self, op: Op, fd: RawFd, base_bytes: u64) -> Option<(Op, io::Error)> {
         let index = self.ops.insert(op);
         self.push_op(index, fd, base_bytes)
@@ -117,7 +118,8 @@ impl Ring {
         self.ops.is_empty() && self.watches.is_empty()
     }
 
-    /// Submits what is queued; with `block`, waits until something has completed or the time is over; takes all completions.
+    /// Submits what is queued; with `block`, waits until something has completed or the time is over; takes
+    /// all completions.
     pub(super) fn turn(
         &mut self,
         block: bool,
@@ -137,7 +139,8 @@ impl Ring {
                 _ => {}
             }
         }
-        // Handling may have reaped more, where a full queue had to be submitted; the larger vector is kept for next time.
+        // Handling may have reaped more, where a full queue had to be submitted; the larger vector is kept
+        // for next time.
         if self.reaped.is_empty() {
             self.reaped = reaped;
             self.reaped.clear();
@@ -238,8 +241,8 @@ impl Ring {
     /// Queues an entry; a full queue is submitted first.
     fn push(&mut self, entry: squeue::Entry) -> io::Result<()> {
         loop {
-            // SAFETY: what the entry points to is in `ops` or `watches` (the caller has put it there before), stays at its
-            // address and is kept until its completion has been taken.
+            // SAFETY: what the entry points to is in `ops` or `watches` (the caller has put it there before),
+            // stays at its address and is kept until its completion has been taken.
             let pushed = unsafe { self.ring.submission().push(&entry) };
             if pushed.is_ok() {
                 self.outstanding += 1;
@@ -270,8 +273,8 @@ impl Ring {
         match entered {
             Ok(_) => Ok(()),
             Err(error) => match error.raw_os_error() {
-                // Interrupted, timed out, short of memory for the moment, or more completions than the queue holds: the caller
-                // takes what is there and comes again.
+                // Interrupted, timed out, short of memory for the moment, or more completions than the queue
+                // holds: the caller takes what is there and comes again.
                 Some(libc::EINTR | libc::ETIME | libc::EAGAIN | libc::EBUSY) => Ok(()),
                 _ => Err(error),
             },
@@ -289,7 +292,8 @@ impl Ring {
 impl Drop for Ring {
     fn drop(&mut self) {
         let mut dropped = Vec::new();
-        // Operations are not cancelled: a write that has begun ends. A short one must not go on, so nothing is pushed again.
+        // Operations are not cancelled: a write that has begun ends. A short one must not go on, so nothing
+        // is pushed again.
         let mut sound = true;
         for index in self.watches.indices() {
             for kind in [tag::WATCH, tag::POLL] {
@@ -333,5 +337,43 @@ fn entry_of(op: &mut Op, fd: RawFd, base_bytes: u64) -> squeue::Entry {
     match action {
         Action::Read => opcode::Readv::new(fd, iovecs.as_ptr(), count).offset(at_bytes).build(),
         _ => opcode::Writev::new(fd, iovecs.as_ptr(), count).offset(at_bytes).build(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Write;
+
+    use rustix::event::{EventfdFlags, eventfd};
+
+    use super::*;
+
+    /// What newer kernels no longer need: a read that says EAGAIN, and a poll after it.
+    #[test]
+    fn a_watch_goes_on_after_a_read_that_would_block() {
+        let mut ring = Ring::new().unwrap();
+        let fd = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+        let mut kick = File::from(fd.try_clone().unwrap());
+        let sink = IoBuffer::owned(vec![0; 8]);
+        let index = ring.watches.insert(Watch { fd, source: 5, sink, cancelled: false });
+        let mut events = Vec::new();
+        ring.watch_completed(index, -libc::EAGAIN, &mut events);
+        assert!(events.is_empty());
+        for _ in 0..2 {
+            kick.write_all(&1u64.to_ne_bytes()).unwrap();
+            while events.is_empty() {
+                ring.turn(true, None, (-1, 0), &mut events).unwrap();
+            }
+            assert!(matches!(events[..], [Event::Wake(5)]), "{events:?}");
+            events.clear();
+        }
+        // A poll is cancelled as well as a read is.
+        let fd = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+        let sink = IoBuffer::owned(vec![0; 8]);
+        let index = ring.watches.insert(Watch { fd, source: 6, sink, cancelled: false });
+        ring.watch_completed(index, -libc::EAGAIN, &mut events);
+        ring.unwatch(None, (-1, 0), &mut events).unwrap();
+        assert!(events.is_empty() && ring.is_idle());
     }
 }

@@ -65,8 +65,8 @@ fn vectored(fd: &OwnedFd, at_bytes: u64, window: &Window<'_>, call: VectoredCall
     let iovecs = window.iovecs();
     let count = libc::c_int::try_from(iovecs.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
     let at = libc::off_t::try_from(at_bytes).map_err(|_| io::ErrorKind::InvalidInput)?;
-    // SAFETY: a window's ranges are valid memory while it is borrowed, which outlasts the call. A window of zeros is only
-    // made for a write.
+    // SAFETY: a window's ranges are valid memory while it is borrowed, which outlasts the call. A window of
+    // zeros is only made for a write.
     let moved = unsafe { call(fd.as_raw_fd(), iovecs.as_ptr(), count, at) };
     u64::try_from(moved).map_err(|_| io::Error::last_os_error())
 }

@@ -320,8 +320,8 @@ impl Medium for SimMedium {
         let pending = std::mem::take(&mut sim.pending);
         match &mut sim.syncs_left {
             Some(0) => {
-                // Linux marks the pages as clean although they are not on the medium. Holes are in the file system's journal: it
-                // does not forget them.
+                // Linux marks the pages as clean although they are not on the medium. Holes are in the file
+                // system's journal: it does not forget them.
                 let (writes, punches) = pending
                     .into_iter()
                     .partition::<Vec<_>, _>(|change| matches!(change, Change::Write { .. }));

@@ -17,12 +17,13 @@ pub(crate) enum Sector {
     Unwritten,
     /// A write was admitted here and has not ended.
     Pending(u32),
-    /// A write has failed here, and one behind it has not ended: nobody knows yet whether its place can be given back.
+    /// A write has failed here, and one behind it has not ended: nobody knows yet whether its place can be given back. Reads as
+    /// zeros: they were put there before the failure was told.
     Failed,
     /// The data of the write with this number.
     Written(u32),
-    /// A write has failed here and there is data behind it: reads as zeros.
-    Zeroed,
+    /// A write has failed here and there is data behind it: zeros for good.
+    Gap,
     /// Below the write pointer, and whatever a crash or a failure has left.
     Unknown,
 }
@@ -43,7 +44,7 @@ pub(crate) struct NaiveZone {
     pub(crate) waiting: Vec<Ticket>,
 }
 
-/// What a reset or finish goes back to when it can't be made durable.
+/// What a reset or finish goes back to when it can't be made durable. An implicitly open zone comes back closed.
 #[derive(Clone, Debug)]
 struct Before {
     condition: Condition,
@@ -58,7 +59,7 @@ impl NaiveZone {
 
     /// How far the data reaches that a restart must find.
     fn done(&self) -> u64 {
-        length_up_to(&self.sectors, |s| matches!(s, Sector::Written(_) | Sector::Zeroed | Sector::Unknown))
+        length_up_to(&self.sectors, |s| !matches!(s, Sector::Unwritten | Sector::Pending(_) | Sector::Failed))
     }
 
     fn has_writes(&self) -> bool {
@@ -73,7 +74,7 @@ impl NaiveZone {
         !self.has_writes() && !self.is_settling()
     }
 
-    /// The condition whose resources the zone uses: a reset or finish keeps them until it has ended.
+    /// The condition whose resources the zone uses: a reset or finish keeps those that going back would need.
     fn paying_condition(&self) -> Condition {
         self.settling.as_ref().map_or(self.condition, |before| before.condition)
     }
@@ -96,6 +97,8 @@ pub(crate) struct NaiveDisk {
     implicit_order: Vec<usize>,
     /// How often a zone was closed to make room.
     pub(crate) victims: u64,
+    /// How many sectors have become gaps.
+    pub(crate) gaps: u64,
 }
 
 /// Where a write to a sequential zone goes.
@@ -108,7 +111,7 @@ enum Place {
 impl NaiveDisk {
     /// A disk whose zones are in `states`; what is written in them has the number `id`.
     pub(crate) fn new(config: GeometryConfig, states: &[ZoneState], id: u32) -> Self {
-        let mut disk = Self { config, zones: Vec::new(), implicit_order: Vec::new(), victims: 0 };
+        let mut disk = Self { config, zones: Vec::new(), implicit_order: Vec::new(), victims: 0, gaps: 0 };
         let mut start = 0;
         while start < config.capacity_sectors {
             let index = disk.zones.len();
@@ -340,8 +343,7 @@ impl NaiveDisk {
         }
         // Any implicitly open zone may be closed. This disk takes the one that has been open longest, of those that nothing is under
         // way in if there are any.
-        let mut candidates: Vec<usize> =
-            self.implicit_order.iter().copied().filter(|&c| !self.zones[c].is_settling()).collect();
+        let mut candidates = self.implicit_order.clone();
         if candidates.iter().any(|&c| self.zones[c].is_idle()) {
             candidates.retain(|&c| self.zones[c].is_idle());
         }

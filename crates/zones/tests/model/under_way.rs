@@ -3,23 +3,16 @@
 
 use virtio_zbd_zones::{Condition, Refusal, ResetEnd, Ticket};
 
-use super::{Before, NaiveDisk, Sector, length};
-
-/// What followed from the end of a request.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct NaiveSettled {
-    /// Each single sector that must be made to read as zeros, in order.
-    pub(crate) zeroed: Vec<u64>,
-    pub(crate) woken: Vec<Ticket>,
-}
+use super::{Before, NaiveDisk, Sector};
 
 impl NaiveDisk {
     /// The write with the number `id` has ended. For conventional zones, where nothing is reserved, `range` says where it went.
-    pub(crate) fn settle(&mut self, id: u32, range: (u64, u32), ok: bool) -> NaiveSettled {
+    /// Answers which tickets come back.
+    pub(crate) fn settle(&mut self, id: u32, range: (u64, u32), ok: bool) -> Vec<Ticket> {
         let outcome = if ok { Sector::Written(id) } else { Sector::Failed };
         let Some(zone) = self.zones.iter().position(|z| z.sectors.contains(&Sector::Pending(id))) else {
             self.settle_conventional(range, if ok { outcome } else { Sector::Unknown });
-            return NaiveSettled::default();
+            return Vec::new();
         };
         let z = &mut self.zones[zone];
         for sector in &mut z.sectors {
@@ -37,16 +30,15 @@ impl NaiveDisk {
             }
         }
         // Failures that data comes behind stay below the write pointer for good.
-        let mut zeroed = Vec::new();
         for index in 0..z.sectors.len() {
             let data_behind = z.sectors[index..].iter().any(|s| matches!(s, Sector::Written(_)));
             if z.sectors[index] == Sector::Failed && data_behind {
-                z.sectors[index] = Sector::Zeroed;
-                zeroed.push(z.start + length(index));
+                z.sectors[index] = Sector::Gap;
+                self.gaps += 1;
             }
         }
         self.come_to_rest(zone);
-        NaiveSettled { zeroed, woken: self.wake(zone) }
+        self.wake(zone)
     }
 
     fn settle_conventional(&mut self, (sector, sectors): (u64, u32), outcome: Sector) {
@@ -58,7 +50,7 @@ impl NaiveDisk {
         }
     }
 
-    /// What a zone becomes by itself when the last write in it has ended: full when its capacity is used, and what it was
+    /// What a zone becomes by itself when nothing is under way in it any more: full when its capacity is used, and what it was
     /// before where it was opened for writes that have all failed. A zone with nothing in it is never closed: it is empty.
     fn come_to_rest(&mut self, zone: usize) {
         let z = &self.zones[zone];
@@ -122,14 +114,13 @@ impl NaiveDisk {
         }
     }
 
-    /// The reset or finish of `zone` has ended.
-    pub(crate) fn end(&mut self, zone: usize, end: ResetEnd) -> NaiveSettled {
+    /// The reset or finish of `zone` has ended. Answers which tickets come back.
+    pub(crate) fn end(&mut self, zone: usize, end: ResetEnd) -> Vec<Ticket> {
         let before = self.zones[zone].settling.take().unwrap();
         match end {
             ResetEnd::Done => {}
             ResetEnd::Undone => {
                 self.zones[zone].sectors = before.sectors;
-                // One that comes back implicitly open counts as just opened.
                 self.set_condition(zone, before.condition);
             }
             ResetEnd::Lost => {
@@ -137,7 +128,7 @@ impl NaiveDisk {
                 self.set_condition(zone, Condition::Offline);
             }
         }
-        NaiveSettled { zeroed: Vec::new(), woken: self.wake(zone) }
+        self.wake(zone)
     }
 
     /// The program dies and the disk is opened again (G6). Nothing that was under way was answered.
@@ -153,8 +144,9 @@ impl NaiveDisk {
             let mut data_behind = false;
             for sector in z.sectors.iter_mut().rev() {
                 match sector {
-                    Sector::Written(_) | Sector::Zeroed | Sector::Unknown => data_behind = true,
-                    Sector::Pending(_) | Sector::Failed if data_behind => *sector = Sector::Unknown,
+                    Sector::Written(_) | Sector::Gap | Sector::Unknown => data_behind = true,
+                    Sector::Failed if data_behind => *sector = Sector::Gap,
+                    Sector::Pending(_) if data_behind => *sector = Sector::Unknown,
                     _ => *sector = Sector::Unwritten,
                 }
             }
@@ -192,7 +184,12 @@ impl NaiveDisk {
 
     fn begin(&mut self, zone: usize, to: Condition) {
         let z = &mut self.zones[zone];
-        z.settling = Some(Before { condition: z.condition, sectors: z.sectors.clone() });
+        let condition = match z.condition {
+            // The device may close it at any time (V27), so it does it now, and the open resource is free.
+            Condition::ImplicitOpen => Condition::Closed,
+            other => other,
+        };
+        z.settling = Some(Before { condition, sectors: z.sectors.clone() });
         self.set_condition(zone, to);
     }
 

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use fastrand::Rng;
 use virtio_zbd_zones::{Condition, Geometry, GeometryConfig, ResetEnd, ZoneState, ZoneTable};
 
-use super::{Op, Pace, Rig, Seen, Teller, Told};
+use super::{Op, Pace, Rig, Seen, Teller, Told, Write};
 use crate::model::{NaiveDisk, at};
 
 /// More writes than this are not under way at once, or no zone would ever be free.
@@ -54,8 +54,12 @@ impl Rig {
     pub(super) fn random_op(&mut self) -> Op {
         if self.pace == Pace::ManyUnderWay {
             if !self.writes.is_empty() && self.rng.usize(..MOST_WRITES) < self.writes.len() {
-                let id = self.writes[self.rng.usize(..self.writes.len())].id;
-                return Op::Settle { id, ok: self.rng.u8(..) < 190 };
+                let &Write { id, has_failed, .. } = &self.writes[self.rng.usize(..self.writes.len())];
+                return match has_failed {
+                    true => Op::Settle { id, ok: false },
+                    false if self.rng.u8(..) < 66 => Op::Fail { id },
+                    false => Op::Settle { id, ok: true },
+                };
             }
             if !self.begun.is_empty() && self.rng.u8(..) < 80 {
                 let zone = self.begun[self.rng.usize(..self.begun.len())].0.zone();

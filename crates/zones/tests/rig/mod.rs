@@ -6,15 +6,14 @@ mod disks;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
+use std::ops::Range;
 use std::rc::Rc;
 
 use fastrand::Rng;
-use parking_lot::RawMutex;
-use virtio_zbd_zones::{
-    Begun, Geometry, Grant, Observer, Refusal, ResetEnd, Settled, Ticket, ZoneState, ZoneTable,
-};
+use virtio_zbd_zones::{Begun, Geometry, Grant, Observer, Refusal, ResetEnd, Ticket, ZoneState, ZoneTable};
 
-use crate::model::{NaiveDisk, Sector, at, length};
+use crate::hooked::HookedMutex;
+use crate::model::{NaiveDisk, Sector, at};
 
 /// Whether requests overlap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +39,9 @@ pub(crate) struct Seen {
     pub(crate) woken: u64,
     pub(crate) victims: u64,
     pub(crate) failed_writes: u64,
-    pub(crate) zeroed_sectors: u64,
+    pub(crate) gaps: u64,
+    /// Resets and finishes that nothing was in the way of but what failed writes have left.
+    pub(crate) held_by_leftovers: u64,
     pub(crate) undone: u64,
     pub(crate) lost: u64,
     pub(crate) restarts: u64,
@@ -49,7 +50,7 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
-    fn fields(&mut self) -> [&mut u64; 18] {
+    fn fields(&mut self) -> [&mut u64; 19] {
         [
             &mut self.operations,
             &mut self.done,
@@ -63,7 +64,8 @@ impl Seen {
             &mut self.woken,
             &mut self.victims,
             &mut self.failed_writes,
-            &mut self.zeroed_sectors,
+            &mut self.gaps,
+            &mut self.held_by_leftovers,
             &mut self.undone,
             &mut self.lost,
             &mut self.restarts,
@@ -80,11 +82,13 @@ impl Seen {
         }
     }
 
+    /// Whether there were so many operations that everything must have been met.
+    pub(crate) fn is_enough(&self) -> bool {
+        self.operations >= 100_000
+    }
+
     /// Everything that must be met at any pace was met.
     pub(crate) fn assert_common(&self) {
-        if self.operations < 100_000 {
-            return;
-        }
         for (count, what) in [
             (self.done, "request was done"),
             (self.invalid, "command was invalid"),
@@ -100,7 +104,7 @@ impl Seen {
             (self.restarts, "disk was opened again"),
             (self.observed, "state was observed"),
         ] {
-            assert!(count > 0, "no {what}: the test shows nothing");
+            assert!(count > 0 || !self.is_enough(), "no {what}: the test shows nothing");
         }
     }
 }
@@ -108,15 +112,41 @@ impl Seen {
 /// One operation, so that it can be made again and shown.
 #[derive(Clone, Copy, Debug)]
 enum Op {
-    Write { sector: u64, sectors: u32 },
-    Append { sector: u64, sectors: u32 },
-    Open { sector: u64 },
-    Close { sector: u64 },
-    Finish { sector: u64 },
-    Reset { sector: u64 },
-    ResetAll { zone: u32 },
-    Settle { id: u32, ok: bool },
-    End { zone: u32, end: ResetEnd },
+    Write {
+        sector: u64,
+        sectors: u32,
+    },
+    Append {
+        sector: u64,
+        sectors: u32,
+    },
+    Open {
+        sector: u64,
+    },
+    Close {
+        sector: u64,
+    },
+    Finish {
+        sector: u64,
+    },
+    Reset {
+        sector: u64,
+    },
+    ResetAll {
+        zone: u32,
+    },
+    /// The write fails, and leaves what it leaves. Before that can be settled, its place is made to read as zeros.
+    Fail {
+        id: u32,
+    },
+    Settle {
+        id: u32,
+        ok: bool,
+    },
+    End {
+        zone: u32,
+        end: ResetEnd,
+    },
     Restart,
 }
 
@@ -148,6 +178,13 @@ struct Write {
     id: u32,
     sector: u64,
     sectors: u32,
+    has_failed: bool,
+}
+
+impl Write {
+    fn range(&self) -> Range<u64> {
+        self.sector..self.sector + u64::from(self.sectors)
+    }
 }
 
 /// Both sides, and the store between them that holds one number for each sector.
@@ -157,7 +194,7 @@ pub(crate) struct Rig {
     rng: Rng,
     geometry: Geometry,
     told: Rc<RefCell<Told>>,
-    table: ZoneTable<RawMutex, Teller>,
+    table: ZoneTable<HookedMutex, Teller>,
     model: NaiveDisk,
     /// What the store holds: 0 are zeros, any other number is the write that put it there.
     medium: Vec<u32>,
@@ -193,14 +230,21 @@ impl Rig {
         self.end_everything();
         self.compare();
         self.same(format_args!("the tickets that never came back"), self.waiting.len(), 0);
+        // Nothing is under way, so each zone is something that a table can start with.
+        drop(self.table_of_told());
         self.seen.victims += self.model.victims;
+        self.seen.gaps += self.model.gaps;
         self.seen.observed += self.told.borrow().calls;
         self.seen
     }
 
     fn end_everything(&mut self) {
         while let Some(write) = self.writes.last() {
-            let op = Op::Settle { id: write.id, ok: self.rng.u8(..) < 230 };
+            let op = match write.has_failed {
+                true => Op::Settle { id: write.id, ok: false },
+                false if self.rng.u8(..) < 26 => Op::Fail { id: write.id },
+                false => Op::Settle { id: write.id, ok: true },
+            };
             self.perform(op);
         }
         while let Some((begun, _)) = self.begun.last() {
@@ -242,6 +286,7 @@ impl Rig {
                 let want = self.model.begin_reset_all(usize::try_from(zone).unwrap(), ticket);
                 self.begin(op, ticket, got, want, true);
             }
+            Op::Fail { id } => self.fail_write(id),
             Op::Settle { id, ok } => self.settle(id, ok),
             Op::End { zone, end } => self.end(zone, end),
             Op::Restart => self.restart(),
@@ -259,7 +304,7 @@ impl Rig {
         self.same_answer(op, ticket, got.as_ref().map(Grant::sector).map_err(|&r| r), want);
         if let Ok(grant) = got {
             let sector = grant.sector();
-            self.writes.push(Write { grant, id, sector, sectors });
+            self.writes.push(Write { grant, id, sector, sectors, has_failed: false });
         }
     }
 
@@ -272,9 +317,26 @@ impl Rig {
         is_reset: bool,
     ) {
         self.same_answer(op, ticket, got.as_ref().map(Option::is_some).map_err(|&r| r), want);
-        if let Ok(Some(begun)) = got {
-            self.begun.push((begun, is_reset));
+        match got {
+            Ok(Some(begun)) => {
+                let writes = self.writes_in(begun.zone()).count();
+                self.same(format_args!("the unsettled writes in a zone at {op:?}"), writes, 0);
+                self.begun.push((begun, is_reset));
+            }
+            Err(Refusal::Busy) => {
+                let held = (0..).zip(&self.model.zones).any(|(zone, z)| {
+                    z.waiting == [ticket] && !z.is_settling() && self.writes_in(zone).all(|w| w.has_failed)
+                });
+                self.seen.held_by_leftovers += u64::from(held);
+            }
+            _ => {}
         }
+    }
+
+    /// The writes with a place in `zone` that have not been settled.
+    fn writes_in(&self, zone: u32) -> impl Iterator<Item = &Write> {
+        let is_there = move |w: &&Write| w.sectors > 0 && self.geometry.zone_of(w.sector) == Some(zone);
+        self.writes.iter().filter(is_there)
     }
 
     /// A request's answer; and if it has to wait, it is kept until its ticket comes back.
@@ -305,24 +367,41 @@ impl Rig {
         self.same(format_args!("the answer to {op:?}"), got, want);
     }
 
+    /// What the write should have put there may be on the medium all the same, or some of it, or what nobody knows.
+    fn fail_write(&mut self, id: u32) {
+        self.seen.failed_writes += 1;
+        let write = self.writes.iter_mut().find(|w| w.id == id).unwrap();
+        write.has_failed = true;
+        let mut left = write.range();
+        if self.is_conventional(left.start) {
+            // Others may have written to the same place: nobody looks there any more when it is settled.
+            return;
+        }
+        if self.rng.bool() {
+            left.end = self.rng.u64(left.start..=left.end);
+        }
+        self.medium[at(left.start)..at(left.end)].fill(if self.rng.bool() { id } else { u32::MAX });
+    }
+
+    fn is_conventional(&self, sector: u64) -> bool {
+        self.geometry.zone_of(sector).is_some_and(|zone| self.geometry.is_conventional(zone))
+    }
+
     fn settle(&mut self, id: u32, ok: bool) {
         let index = self.writes.iter().position(|w| w.id == id).unwrap();
-        let Write { grant, sector, sectors, .. } = self.writes.swap_remove(index);
-        // What failed may have left its data all the same.
-        if ok || self.rng.bool() {
-            self.medium[at(sector)..at(sector + u64::from(sectors))].fill(id);
+        let write = self.writes.swap_remove(index);
+        let range = write.range();
+        if !self.is_conventional(write.sector) {
+            // Whatever happened since it was admitted, its data, or the zeros that a failure owes, fall on its own place.
+            for sector in range.clone() {
+                let what = format_args!("whom sector {sector} is kept for");
+                self.same(what, Sector::Pending(id), self.model.sector(sector));
+            }
         }
-        self.seen.failed_writes += u64::from(!ok);
-        let got = self.table.settle(grant, ok);
-        let want = self.model.settle(id, (sector, sectors), ok);
-        let mut zeroed: Vec<u64> = got.gaps.iter().flat_map(|&(start, len)| start..start + len).collect();
-        zeroed.sort_unstable();
-        for &sector in &zeroed {
-            self.medium[at(sector)] = 0;
-        }
-        self.seen.zeroed_sectors += length(zeroed.len());
-        self.same(format_args!("the gaps"), zeroed, want.zeroed);
-        self.wake(got, want.woken);
+        self.medium[at(range.start)..at(range.end)].fill(if ok { id } else { 0 });
+        let got = self.table.settle(write.grant, ok);
+        let want = self.model.settle(id, (write.sector, write.sectors), ok);
+        self.wake(got.woken, want);
     }
 
     fn end(&mut self, zone: u32, end: ResetEnd) {
@@ -336,8 +415,7 @@ impl Rig {
         }
         let got = self.table.end(begun, end);
         let want = self.model.end(usize::try_from(zone).unwrap(), end);
-        self.same(format_args!("the gaps after a reset or finish"), got.gaps.len(), want.zeroed.len());
-        self.wake(got, want.woken);
+        self.wake(got.woken, want);
     }
 
     /// The store makes a whole zone read as zeros.
@@ -348,9 +426,9 @@ impl Rig {
     }
 
     /// Each ticket comes back once, and its request is made again at some time or never.
-    fn wake(&mut self, got: Settled, want: Vec<Ticket>) {
-        self.same(format_args!("the tickets that come back"), &got.woken, &want);
-        for ticket in got.woken {
+    fn wake(&mut self, got: Vec<Ticket>, want: Vec<Ticket>) {
+        self.same(format_args!("the tickets that come back"), &got, &want);
+        for ticket in got {
             self.seen.woken += 1;
             let Some(op) = self.waiting.remove(&ticket) else {
                 self.fail(format_args!("{ticket:?} came back, but nobody waits under this number"));
@@ -379,11 +457,15 @@ impl Rig {
             .map(|(zone, state)| state.after_restart(&self.geometry, zone))
             .collect();
         self.told.borrow_mut().states.clone_from(&states);
-        match ZoneTable::new(self.geometry, &states, Teller(self.told.clone())) {
-            Ok(table) => self.table = table,
+        self.table = self.table_of_told();
+        self.model.restart();
+    }
+
+    fn table_of_told(&self) -> ZoneTable<HookedMutex, Teller> {
+        match ZoneTable::new(self.geometry, &self.told.borrow().states, Teller(self.told.clone())) {
+            Ok(table) => table,
             Err(error) => self.fail(format_args!("what was observed makes no table: {error}")),
         }
-        self.model.restart();
     }
 
     /// Everything that can be seen of the table is what the model says.
@@ -435,8 +517,8 @@ impl Rig {
             let read = if offset < plan.stored_sectors { self.medium[at(position)] } else { 0 };
             let want = match self.model.sector(position) {
                 Sector::Written(id) => id,
-                Sector::Unwritten | Sector::Zeroed => 0,
-                Sector::Pending(_) | Sector::Failed | Sector::Unknown => continue,
+                Sector::Unwritten | Sector::Failed | Sector::Gap => 0,
+                Sector::Pending(_) | Sector::Unknown => continue,
             };
             self.same(format_args!("what is read at {position}"), read, want);
         }

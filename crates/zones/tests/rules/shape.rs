@@ -156,6 +156,14 @@ fn a_table_refuses_states_that_can_not_be() {
         StateError::Unaligned { zone: 2, wp_sectors: 9 }.into()
     );
     assert_eq!(
+        refused(&|s| s[2] = state(Closed, 48)),
+        InitialStateError::NotAtRest { zone: 2, condition: Closed, wp_sectors: 48 }
+    );
+    assert_eq!(
+        refused(&|s| s[7] = state(ExplicitOpen, 40)),
+        InitialStateError::NotAtRest { zone: 7, condition: ExplicitOpen, wp_sectors: 40 }
+    );
+    assert_eq!(
         refused(&|s| s[2..6].fill(state(ImplicitOpen, 8))),
         InitialStateError::TooManyOpen { open: 4, max_open_zones: 3 }
     );
@@ -163,4 +171,42 @@ fn a_table_refuses_states_that_can_not_be() {
         refused(&|s| s[2..7].fill(state(Closed, 8))),
         InitialStateError::TooManyActive { active: 5, max_active_zones: 4 }
     );
+}
+
+/// What a zone is only while something is under way in it: written to its capacity and not full, or without data and neither empty nor
+/// explicitly open. The word that a store keeps may say so; after a restart it is something else.
+#[test]
+fn a_table_starts_with_zones_at_rest() {
+    let geometry = Geometry::new(config()).unwrap();
+    for (zone, capacity) in [(2, 48), (7, 40)] {
+        for condition in [Empty, ImplicitOpen, ExplicitOpen, Closed, ReadOnly, Full, Offline] {
+            for wp_sectors in (0..=capacity).step_by(8) {
+                let state = ZoneState { condition, wp_sectors };
+                let can_be = condition != Empty || wp_sectors == 0;
+                let at_rest = match condition {
+                    Empty => wp_sectors == 0,
+                    ImplicitOpen | Closed => 0 < wp_sectors && wp_sectors < capacity,
+                    ExplicitOpen => wp_sectors < capacity,
+                    _ => true,
+                };
+                assert_eq!(state.check(&geometry, zone).is_ok(), can_be, "{zone} {state:?}");
+                let table_with = |state| {
+                    let mut states: Vec<_> = (0..8).map(|zone| ZoneState::new(&geometry, zone)).collect();
+                    states[usize::try_from(zone).unwrap()] = state;
+                    ZoneTable::<RawMutex, ()>::new(geometry, &states, ())
+                };
+                let refusal = table_with(state).err();
+                let not_at_rest = InitialStateError::NotAtRest { zone, condition, wp_sectors };
+                assert_eq!(refusal == Some(not_at_rest), can_be && !at_rest, "{zone} {state:?}");
+                assert_eq!(refusal.is_none(), at_rest, "{zone} {state:?}");
+                if can_be {
+                    assert_eq!(
+                        table_with(state.after_restart(&geometry, zone)).err(),
+                        None,
+                        "{zone} {state:?}"
+                    );
+                }
+            }
+        }
+    }
 }

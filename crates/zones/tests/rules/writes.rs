@@ -1,7 +1,7 @@
 //! V20–V26: writes and appends.
 
 use Condition::{Closed, Empty, ExplicitOpen, Full, ImplicitOpen};
-use virtio_zbd_zones::{Condition, GeometryConfig, Refusal, Settled, Ticket};
+use virtio_zbd_zones::{Condition, GeometryConfig, Refusal, Settled, Ticket, ZoneState};
 
 use crate::disk::{Disk, config, disk_with_all_active, new_disk, plan};
 
@@ -83,6 +83,26 @@ fn v20_a_zone_with_nothing_in_it_is_empty_and_not_closed() {
     assert_eq!(disk.table.settle(a, false), Settled::default());
     assert_eq!(disk.table.settle(b, false), Settled::default());
     assert_eq!((disk.condition(2), disk.table.open_and_active()), (Empty, (0, 0)));
+    assert_eq!(disk.observed(2), ZoneState::EMPTY);
+}
+
+#[test]
+fn v20_a_zone_that_was_closed_under_its_first_writes_is_empty_when_all_have_failed() {
+    let by_the_driver: fn(&Disk) = |disk| disk.close(2).unwrap();
+    let to_make_room: fn(&Disk) = |disk| (3..6).for_each(|zone| disk.open(zone).unwrap());
+    for close in [by_the_driver, to_make_room] {
+        let disk = new_disk();
+        let (a, b) = (disk.admit(128, 8), disk.admit(136, 8));
+        close(&disk);
+        let (open, active) = disk.table.open_and_active();
+        assert_eq!(disk.condition(2), Closed);
+        assert_eq!(disk.table.settle(a, false), Settled::default());
+        assert_eq!(disk.condition(2), Closed, "the other one is under way");
+        assert_eq!(disk.table.settle(b, false), Settled::default());
+        assert_eq!((disk.condition(2), disk.table.open_and_active()), (Empty, (open, active - 1)));
+        assert_eq!(disk.observed(2), ZoneState::EMPTY);
+        assert_eq!(disk.table.begin_reset(128, Ticket(1)), Ok(None));
+    }
 }
 
 #[test]
