@@ -127,7 +127,9 @@ impl std::io::Write for Noticed {
 
 #[test]
 fn a_panic_a_power_off_and_a_reboot_are_told_apart() {
-    let error = run(&guest(), "echo last words >&2; echo c >/proc/sysrq-trigger; sleep 60").unwrap_err();
+    // What is still in a pipe dies with the guest: the words get a moment to reach the host.
+    let error =
+        run(&guest(), "echo last words >&2; sleep 1; echo c >/proc/sysrq-trigger; sleep 60").unwrap_err();
     let Error::Panicked { stderr, log } = &error else { panic!("{error}") };
     assert_eq!(stderr, "last words");
     assert!(log.contains("sysrq triggered crash"), "{log}");

@@ -20,7 +20,10 @@ use crate::worker::Worker;
 impl Worker {
     /// Starts a request that was just taken.
     pub(crate) fn start(&mut self, slot: u32, request: Request) {
-        log::trace!(target: "vzbd::request", "queue {} slot {slot}: {request:x?}", self.place.index);
+        if log::log_enabled!(target: "vzbd::request", log::Level::Trace) {
+            let head = self.flights.get_mut(slot).map_or(0, |flight| flight.head);
+            log::trace!(target: "vzbd::request", "queue {} head {head}: {request:?}", self.place.index);
+        }
         if self.place.disk.offer.read_only && request.changes_the_disk() {
             return self.answer(slot, Answer::status(Status::IoErr));
         }

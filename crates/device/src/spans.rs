@@ -1,5 +1,7 @@
 //! Pieces of guest memory, in the order of a chain.
 
+use std::fmt;
+
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 /// A piece of guest memory: its address and length in bytes. Never empty, always checked to lie in guest memory.
@@ -12,7 +14,7 @@ pub(crate) const fn len_of<T>() -> u32 {
 }
 
 /// Pieces of guest memory that follow one another in a chain, however the driver has cut them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub(crate) struct Spans {
     spans: Vec<Span>,
     len_bytes: u32,
@@ -114,6 +116,19 @@ impl Spans {
                 debug_assert!(written.is_ok(), "spans are checked");
                 at += part;
             }
+        }
+    }
+}
+
+impl fmt::Debug for Spans {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.len_bytes)?;
+        for (n, (addr, len)) in self.spans.iter().enumerate().take(4) {
+            write!(f, "{} {len} at {:#x}", if n == 0 { ":" } else { "," }, addr.0)?;
+        }
+        match self.spans.len().checked_sub(4) {
+            Some(more @ 1..) => write!(f, " and {more} pieces more"),
+            _ => Ok(()),
         }
     }
 }

@@ -286,6 +286,11 @@ fn places_outside_guest_memory(on: Backing) {
             guest.chain(&[Desc(addr, table_len, INDIRECT, 0)], Outcome::Dropped);
         }
     }
+    // The status is the last byte of the last descriptor.
+    let long = Desc(s.0, 10, WRITE, 0);
+    let last = Outcome::IoErr(GuestAddress(s.0 + 9), 0);
+    guest.chain(&[h, Desc(end, 1, NONE, 0), d, long], last);
+    guest.chain(&[h, Desc(end, 1, WRITE, 0), s, Desc(s.0 + 1, 9, WRITE, 0)], last);
     // A read must not leave anything in the part of its room that is there.
     guest.ask(RequestType::In, start_of(2));
     guest.chain(&[h, Desc(d.0, BLOCK_LEN, WRITE, 0), Desc(end, BLOCK_LEN, WRITE, 0), s], io_err);
