@@ -299,3 +299,62 @@ fn the_cache_can_be_switched_on_again() {
         assert_eq!(probe.take_commits(), commits);
     }
 }
+
+#[test]
+fn d3_a_finish_and_a_reset_commit_their_zones() {
+    let probe = probed(true);
+    let mut rig = Rig::over(probe.clone(), How::default());
+    let finished = |zone| CommitSeen { finished: vec![zone], ..Default::default() };
+    let reset = |zones: &[u32]| CommitSeen { reset: zones.to_vec(), ..Default::default() };
+    for zone in [2, 3, 5] {
+        rig.accept(Request::write(start_of(zone), &sectors(zone, 8)));
+    }
+    for (request, commits) in [
+        (Request::zone_finish(start_of(2)), vec![finished(2)]),
+        (Request::zone_finish(start_of(6)), vec![finished(6)]),
+        (Request::zone_reset(start_of(3)), vec![reset(&[3])]),
+        (Request::zone_reset_all(), vec![reset(&[2, 5, 6])]),
+        // Where nothing changes there is nothing to commit; open and closed zones are forgotten by a restart anyway.
+        (Request::zone_reset(start_of(3)), vec![]),
+        (Request::zone_reset_all(), vec![]),
+        (Request::zone_finish(start_of(2)), vec![finished(2)]),
+        (Request::zone_finish(start_of(2)), vec![]),
+        (Request::zone_open(start_of(4)), vec![]),
+        (Request::zone_close(start_of(4)), vec![]),
+    ] {
+        rig.accept(request);
+        assert_eq!(probe.take_commits(), commits);
+    }
+}
+
+#[test]
+fn what_comes_while_a_commit_runs_is_committed_together() {
+    let probe = probed(true);
+    let mut rig = Rig::over(probe.clone(), How { queues: 3, ..Default::default() });
+    for zone in [2, 3, 5] {
+        rig.accept(Request::write(start_of(zone), &sectors(zone, 8)));
+    }
+    probe.commit_gate.close();
+    rig.queue().submit(Request::flush()).unwrap();
+    probe.commit_gate.wait_for(1);
+    for (queue, request) in [
+        (0, Request::zone_finish(start_of(2))),
+        (1, Request::zone_reset(start_of(3))),
+        (1, Request::flush()),
+        (2, Request::flush()),
+        (2, Request::zone_reset(start_of(5))),
+    ] {
+        let queue = &mut rig.queues[queue].queue;
+        queue.submit(request).unwrap();
+        // It has been handed on when what came behind it is answered.
+        let _ = queue.call(Request::read(0, 512)).unwrap().expect(Status::Ok);
+    }
+    probe.commit_gate.open();
+    for served in &mut rig.queues {
+        for (_, done) in served.queue.complete_all().unwrap() {
+            let _ = done.expect(Status::Ok);
+        }
+    }
+    let all = CommitSeen { flush: true, finished: vec![2], reset: vec![3, 5] };
+    assert_eq!(probe.take_commits(), [flush(), all]);
+}
