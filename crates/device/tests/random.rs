@@ -30,8 +30,8 @@ const REQUESTS_PER_DISK: u64 = 600;
 fn requests(on: Backing) -> u64 {
     match std::env::var("DEVICE_OPS") {
         Ok(requests) => requests.parse().unwrap(),
-        Err(_) if on == Backing::Ram => 24_000,
-        Err(_) => 9_000,
+        Err(_) if on == Backing::Ram => 30_000,
+        Err(_) => 12_000,
     }
 }
 
