@@ -134,22 +134,15 @@ impl Worker {
         if !ranges.iter().all(|range| disk.offer.holds(range.sector, range.sectors.into())) {
             return self.answer(slot, Answer::status(Status::IoErr));
         }
-        let ranges = ranges.iter().filter(|range| range.sectors != 0).map(|range| {
-            let how = if range.may_unmap { Zeroing::Deallocate } else { Zeroing::KeepAllocated };
-            (range.sector, u64::from(range.sectors), how)
-        });
-        self.zero_then(slot, ranges.collect(), Answer::OK);
-    }
-
-    /// Zeros for sector ranges, then the answer.
-    fn zero_then(&mut self, slot: u32, ranges: Vec<(u64, u64, Zeroing)>, answer: Answer) {
-        let left = u32::try_from(ranges.len()).unwrap_or(u32::MAX);
+        let ranges = ranges.iter().filter(|range| range.sectors != 0);
+        let left = u32::try_from(ranges.clone().count()).unwrap_or(u32::MAX);
         if left == 0 {
-            return self.stable_then_answer(slot, answer);
+            return self.stable_then_answer(slot, Answer::OK);
         }
-        self.set_step(slot, Step::Zeroing { left, answer });
-        for (sector, sectors, how) in ranges {
-            self.lane.zero(slot.into(), byte_offset(sector), byte_offset(sectors), how);
+        self.set_step(slot, Step::Zeroing { left, status: Status::Ok });
+        for range in ranges {
+            let how = if range.may_unmap { Zeroing::Deallocate } else { Zeroing::KeepAllocated };
+            self.lane.zero(slot.into(), byte_offset(range.sector), byte_offset(range.sectors.into()), how);
         }
     }
 
@@ -180,12 +173,11 @@ impl Worker {
                 self.settle(Some(grant), false);
                 self.answer(slot, Answer::status(Status::IoErr));
             }
-            Some(Step::Zeroing { left, answer }) => {
-                let status = if ok { answer.status } else { Status::IoErr };
-                let answer = Answer { status, append_sector: answer.append_sector.filter(|_| ok), ..answer };
+            Some(Step::Zeroing { left, status }) => {
+                let status = if ok { status } else { Status::IoErr };
                 match left - 1 {
-                    0 => self.stable_then_answer(slot, answer),
-                    left => drop(self.set_step(slot, Step::Zeroing { left, answer })),
+                    0 => self.stable_then_answer(slot, Answer::status(status)),
+                    left => drop(self.set_step(slot, Step::Zeroing { left, status })),
                 }
             }
             other => self.lost(slot, other),

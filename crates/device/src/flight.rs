@@ -35,8 +35,8 @@ pub(crate) enum Step {
     Writing { grant: Option<Grant>, sectors: u32, append: bool },
     /// Zeros over what a failed write has left in its sequential zone, before the zone is told.
     Clearing(Grant),
-    /// Zeros for this many ranges. Then the answer, unless one of them fails.
-    Zeroing { left: u32, answer: Answer },
+    /// Zeros for this many ranges more; the status is OK as long as none has failed.
+    Zeroing { left: u32, status: Status },
     /// A flush, before this answer.
     Flushing { answer: Answer },
     /// A finish or reset being made durable.

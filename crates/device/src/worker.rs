@@ -117,7 +117,7 @@ impl Worker {
             }
             Event::Done { token, buffer, result } => {
                 self.segments.extend(buffer.map(IoBuffer::recycle));
-                // A token is a slot: see `token`.
+                // The lane's tokens are slots.
                 self.io_done(u32::try_from(token).unwrap_or(u32::MAX), result);
             }
         }

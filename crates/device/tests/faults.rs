@@ -63,23 +63,6 @@ fn refuse_undone(rig: &mut Rig, request: Request, zones: impl IntoIterator<Item 
     expected.assert_same(&rig.state());
 }
 
-/// Brings an empty zone into a condition, with one block written or nothing.
-fn bring(rig: &mut Rig, zone: u64, to: ZoneState, written: bool) {
-    let start = start_of(zone);
-    if to == EOPEN {
-        rig.accept(Request::zone_open(start));
-    }
-    if written {
-        rig.accept(Request::write(start, &blocks(zone, 1)));
-    }
-    match to {
-        CLOSED => drop(rig.accept(Request::zone_close(start))),
-        FULL => drop(rig.accept(Request::zone_finish(start))),
-        _ => {}
-    }
-    assert_eq!(rig.zone(zone).0, to);
-}
-
 const CONDITIONS: [(ZoneState, bool); 5] =
     [(EMPTY, false), (IOPEN, true), (EOPEN, false), (EOPEN, true), (CLOSED, true)];
 
@@ -89,7 +72,7 @@ fn a_failed_write_moves_nothing() {
         for append in [false, true] {
             for torn in [false, true] {
                 let (mut rig, medium) = faulty(1);
-                bring(&mut rig, 2, from, written);
+                rig.bring(2, from, written);
                 let before = rig.state();
                 let wp = if written { BLOCK } else { 0 };
                 match torn {
@@ -283,8 +266,8 @@ fn a_failed_reset_or_finish_leaves_the_zone_as_it_was() {
     for (from, written) in conditions {
         let probe = Arc::new(Probe::zoned(SHAPE));
         let mut rig = Rig::over(probe.clone(), How::default());
-        bring(&mut rig, 2, from, written);
-        bring(&mut rig, 3, IOPEN, true);
+        rig.bring(2, from, written);
+        rig.bring(3, IOPEN, true);
         probe.fail_commits(true);
         // Nothing to be made durable where nothing changes.
         if from == EMPTY {
@@ -320,7 +303,7 @@ fn a_failed_reset_keeps_its_zones_resources() {
     let probe = Arc::new(Probe::zoned(SHAPE));
     let mut rig = Rig::over(probe.clone(), How { queues: 2, ..Default::default() });
     for zone in [2, 3, 4] {
-        bring(&mut rig, zone, EOPEN, true);
+        rig.bring(zone, EOPEN, true);
     }
     // While the reset is under way nobody may take what it might need back.
     for (request, fails) in [
@@ -346,7 +329,7 @@ fn a_zone_whose_data_can_not_be_taken_away_goes_offline() {
     let probe = Arc::new(Probe::zoned(SHAPE));
     let mut rig = Rig::over(probe.clone(), How::default());
     for zone in [2, 3, 4] {
-        bring(&mut rig, zone, EOPEN, true);
+        rig.bring(zone, EOPEN, true);
     }
     probe.fail_holes(&[2, 6]);
     rig.refuse_quickly(Request::zone_reset(start_of(2)), Status::IoErr);
@@ -361,7 +344,7 @@ fn a_zone_whose_data_can_not_be_taken_away_goes_offline() {
         rig.refuse(request, Status::ZoneInvalidCmd);
     }
     // Of several zones only that one; the request has failed all the same.
-    bring(&mut rig, 6, FULL, true);
+    rig.bring(6, FULL, true);
     rig.refuse_quickly(Request::zone_reset_all(), Status::IoErr);
     let expected = [(2, OFFLINE), (3, EMPTY), (4, EMPTY), (5, EMPTY), (6, OFFLINE)];
     for (zone, condition) in expected {
@@ -375,7 +358,7 @@ fn a_zone_whose_data_can_not_be_taken_away_goes_offline() {
 #[test]
 fn after_a_failed_sync_an_image_promises_nothing_more() {
     let (mut rig, medium) = faulty(1);
-    bring(&mut rig, 2, IOPEN, true);
+    rig.bring(2, IOPEN, true);
     medium.fail_syncs();
     rig.refuse(Request::flush(), Status::IoErr);
     refuse_undone(&mut rig, Request::zone_finish(start_of(2)), [2]);
@@ -406,7 +389,7 @@ fn io_past_the_end_of_what_the_store_has_moves_nothing() {
 fn a_disk_on_an_image_that_was_closed_refuses_all_changes() {
     let (store, _place) = Backing::FileSync.zoned(SHAPE);
     let mut rig = Rig::over(store.clone(), How::default());
-    bring(&mut rig, 2, IOPEN, true);
+    rig.bring(2, IOPEN, true);
     store.close().unwrap();
     rig.refuse(Request::write(start_of(2) + BLOCK, &blocks(9, 1)), Status::IoErr);
     refuse_undone(&mut rig, Request::zone_reset(start_of(2)), [2]);

@@ -53,25 +53,6 @@ fn management(sector: u64) -> [Request; 4] {
     ]
 }
 
-/// Brings an empty zone into a condition with nothing, or one block, written.
-#[track_caller]
-fn bring(rig: &mut Rig, zone: u64, to: ZoneState, written: bool) {
-    let start = start_of(zone);
-    if to == EOPEN {
-        rig.accept(Request::zone_open(start));
-    }
-    if written {
-        rig.accept(Request::write(start, &blocks(zone, 1)));
-    }
-    match to {
-        CLOSED => drop(rig.accept(Request::zone_close(start))),
-        FULL => drop(rig.accept(Request::zone_finish(start))),
-        _ => {}
-    }
-    let wp = if to == FULL { END } else { BLOCK * u64::from(written) };
-    assert_eq!(rig.zone(zone), Zone(to, wp), "zone {zone} is brought into its condition");
-}
-
 /// All conditions that a driver can bring a zone into, with or without data.
 const CONDITIONS: [(ZoneState, bool); 7] = [
     (EMPTY, false),
@@ -89,9 +70,9 @@ fn transitions(on: Backing, request: fn(u64) -> Request, after: [Result<Zone, St
     for ((from, written), after) in CONDITIONS.into_iter().zip(after) {
         for zone in [2, 7] {
             let mut rig = rig(on);
-            bring(&mut rig, zone, from, written);
+            rig.bring(zone, from, written);
             // A neighbour that must not be touched.
-            bring(&mut rig, 4, IOPEN, true);
+            rig.bring(4, IOPEN, true);
             let before = rig.state();
             match after {
                 Ok(expected) => {
@@ -149,7 +130,7 @@ fn v13_conventional_zones_are_not_managed(on: Backing) {
 
 fn r8_management_names_a_zone_by_its_first_sector(on: Backing) {
     let mut rig = rig(on);
-    bring(&mut rig, 2, IOPEN, true);
+    rig.bring(2, IOPEN, true);
     let end = SHAPE.capacity_sectors;
     for sector in
         [start_of(2) + 1, start_of(2) + 8, start_of(3) - 1, end - 1, end, end + 64, 1 << 40, u64::MAX]
@@ -170,12 +151,12 @@ fn v15_open(on: Backing) {
 fn v15_open_without_resources(on: Backing) {
     let mut rig = rig(on);
     for zone in [2, 3, 4] {
-        bring(&mut rig, zone, EOPEN, true);
+        rig.bring(zone, EOPEN, true);
     }
     // Three of three are open, three of four active.
     rig.refuse(Request::zone_open(start_of(5)), Status::ZoneOpenResource);
     rig.accept(Request::zone_close(start_of(4)));
-    bring(&mut rig, 5, EOPEN, true);
+    rig.bring(5, EOPEN, true);
     // Four of four are active, three of them open: with both exceeded, ACTIVE it is.
     assert_eq!(rig.disk.open_and_active(), (3, 4));
     rig.refuse(Request::zone_open(start_of(6)), Status::ZoneActiveResource);
@@ -215,11 +196,11 @@ fn v17_g1_finish(on: Backing) {
 fn g1_finish_without_resources(on: Backing) {
     let mut rig = rig(on);
     for zone in [2, 3, 4] {
-        bring(&mut rig, zone, EOPEN, true);
+        rig.bring(zone, EOPEN, true);
     }
     rig.refuse(Request::zone_finish(start_of(5)), Status::ZoneOpenResource);
     rig.accept(Request::zone_close(start_of(4)));
-    bring(&mut rig, 5, EOPEN, true);
+    rig.bring(5, EOPEN, true);
     rig.refuse(Request::zone_finish(start_of(6)), Status::ZoneActiveResource);
     rig.refuse(Request::zone_finish(start_of(4)), Status::ZoneOpenResource);
     // An open one and a full one need nothing.
@@ -251,11 +232,11 @@ fn v19_reset_all(on: Backing) {
         let conventional = sectors(1, 256);
         rig.accept(Request::write(0, &conventional));
         rig.accept(Request::write(start_of(8), &blocks(8, 8)));
-        bring(&mut rig, 5, FULL, true);
-        bring(&mut rig, 4, CLOSED, true);
-        bring(&mut rig, 2, IOPEN, true);
-        bring(&mut rig, 3, EOPEN, true);
-        bring(&mut rig, 6, EOPEN, false);
+        rig.bring(5, FULL, true);
+        rig.bring(4, CLOSED, true);
+        rig.bring(2, IOPEN, true);
+        rig.bring(3, EOPEN, true);
+        rig.bring(6, EOPEN, false);
         assert_eq!((rig.zone(8), rig.disk.open_and_active()), (Zone(FULL, 64), (3, 4)));
         rig.accept(Request::raw(RequestType::ZoneResetAll.into(), sector, &[], 0));
         let state = rig.state();
@@ -286,7 +267,7 @@ fn v20_a_write_opens_its_zone(on: Backing) {
         let write = if written { second } else { first };
         for request in [append, write] {
             let mut rig = rig(on);
-            bring(&mut rig, 5, from, written);
+            rig.bring(5, from, written);
             rig.accept(request(start_of(5)));
             let wp = BLOCK * (1 + u64::from(written));
             assert_eq!(rig.zone(5), Zone(to, wp), "from {from:?}");
@@ -299,12 +280,12 @@ fn v20_a_write_opens_its_zone(on: Backing) {
 fn v20_a_write_without_resources(on: Backing) {
     let mut rig = rig(on);
     for zone in [2, 3, 4] {
-        bring(&mut rig, zone, EOPEN, true);
+        rig.bring(zone, EOPEN, true);
     }
     rig.refuse(Request::write(start_of(5), &blocks(9, 1)), Status::ZoneOpenResource);
     rig.refuse(Request::zone_append(start_of(5), &blocks(9, 1)), Status::ZoneOpenResource);
     rig.accept(Request::zone_close(start_of(4)));
-    bring(&mut rig, 5, EOPEN, true);
+    rig.bring(5, EOPEN, true);
     rig.refuse(Request::write(start_of(6), &blocks(9, 1)), Status::ZoneActiveResource);
     rig.refuse(Request::zone_append(start_of(6), &blocks(9, 1)), Status::ZoneActiveResource);
     rig.refuse(Request::write(start_of(4) + BLOCK, &blocks(9, 1)), Status::ZoneOpenResource);
@@ -320,7 +301,7 @@ fn v20_a_write_without_resources(on: Backing) {
 fn v27_an_implicitly_open_zone_makes_room(on: Backing) {
     let mut rig = rig(on);
     for zone in [2, 3, 4, 5] {
-        bring(&mut rig, zone, IOPEN, true);
+        rig.bring(zone, IOPEN, true);
     }
     // The one that was opened first is closed; nothing of it is lost.
     assert_eq!((rig.zone(2), rig.disk.open_and_active()), (Zone(CLOSED, BLOCK), (3, 4)));
@@ -346,7 +327,7 @@ fn no_limit_is_no_limit(on: Backing) {
     let shape = GeometryConfig { max_open_zones: 0, max_active_zones: 0, ..SHAPE };
     let mut rig = Rig::zoned(on, shape);
     for zone in 2..8 {
-        bring(&mut rig, zone, if zone % 2 == 0 { EOPEN } else { IOPEN }, true);
+        rig.bring(zone, if zone % 2 == 0 { EOPEN } else { IOPEN }, true);
     }
     rig.accept(Request::zone_open(start_of(8)));
     assert_eq!(rig.disk.open_and_active(), (7, 7));
@@ -359,7 +340,7 @@ fn no_limit_is_no_limit(on: Backing) {
 fn g3_ranges_are_not_zeroed_on_a_zoned_disk(on: Backing) {
     let mut rig = rig(on);
     rig.accept(Request::write(0, &sectors(1, 16)));
-    bring(&mut rig, 2, IOPEN, true);
+    rig.bring(2, IOPEN, true);
     for sector in [0, start_of(2), start_of(2) + BLOCK] {
         rig.refuse(Request::discard(&[(sector, 8)]), Status::Unsupp);
         rig.refuse(Request::write_zeroes(&[(sector, 8)], false), Status::Unsupp);
@@ -373,11 +354,11 @@ fn g6_a_restart_closes_open_zones(on: Backing) {
     let mut rig = rig(on);
     let conventional = sectors(1, 256);
     rig.accept(Request::write(0, &conventional));
-    bring(&mut rig, 5, FULL, true);
-    bring(&mut rig, 4, CLOSED, true);
-    bring(&mut rig, 3, EOPEN, true);
-    bring(&mut rig, 6, EOPEN, false);
-    bring(&mut rig, 2, IOPEN, true);
+    rig.bring(5, FULL, true);
+    rig.bring(4, CLOSED, true);
+    rig.bring(3, EOPEN, true);
+    rig.bring(6, EOPEN, false);
+    rig.bring(2, IOPEN, true);
     rig.accept(Request::flush());
     let before = rig.state();
     rig.restart();
@@ -463,8 +444,8 @@ fn v29_an_offline_zone_refuses_everything() {
 #[test]
 fn v19_reset_all_leaves_read_only_and_offline_zones_alone() {
     let mut rig = worn_disk();
-    bring(&mut rig, 5, IOPEN, true);
-    bring(&mut rig, 6, FULL, true);
+    rig.bring(5, IOPEN, true);
+    rig.bring(6, FULL, true);
     let before = rig.state();
     rig.accept(Request::zone_reset_all());
     let after = rig.state();
@@ -481,8 +462,8 @@ fn g5_a_read_only_disk_is_not_managed() {
     let inner = Backing::Ram.zoned(SHAPE).0;
     {
         let mut rig = Rig::over(inner.clone(), How::default());
-        bring(&mut rig, 2, IOPEN, true);
-        bring(&mut rig, 3, FULL, true);
+        rig.bring(2, IOPEN, true);
+        rig.bring(3, FULL, true);
     }
     let mut rig = Rig::over(Arc::new(Probe::new(inner).read_only()), How::default());
     assert_eq!(rig.read(start_of(2), 16), [blocks(2, 1), vec![0; 8 * SECTOR]].concat());

@@ -17,7 +17,7 @@ use std::thread;
 use std::time::Duration;
 
 use virtio_zbd_device::{Disk, DiskConfig, Negotiated, QueueConfig, RingConfig, StartError};
-use virtio_zbd_spec::{BlkConfig, Features, Status};
+use virtio_zbd_spec::{BlkConfig, Features, Status, ZoneState};
 use virtio_zbd_store::{EngineChoice, RamStore, Store};
 use virtio_zbd_testkit::{Completion, GuestRam, InProcess, Queue, QueueOptions, Request, UNTOUCHED};
 use virtio_zbd_zones::GeometryConfig;
@@ -276,6 +276,29 @@ impl Rig {
         };
         let bytes = raw_bytes(&*self.store);
         DiskState { zones, bytes, open_and_active: self.disk.open_and_active() }
+    }
+
+    /// Brings an empty zone of [`SHAPE`] into a condition with nothing, or one block, written.
+    #[track_caller]
+    pub(crate) fn bring(&mut self, zone: u64, to: ZoneState, written: bool) {
+        let start = start_of(zone);
+        if to == ZoneState::ExplicitOpen {
+            self.accept(Request::zone_open(start));
+        }
+        if written {
+            self.accept(Request::write(start, &blocks(zone, 1)));
+        }
+        match to {
+            ZoneState::Closed => drop(self.accept(Request::zone_close(start))),
+            ZoneState::Full => drop(self.accept(Request::zone_finish(start))),
+            _ => {}
+        }
+        let block_sectors = u64::from(SHAPE.write_granularity_bytes) / 512;
+        let wp = match to {
+            ZoneState::Full => SHAPE.zone_sectors.into(),
+            _ => block_sectors * u64::from(written),
+        };
+        assert_eq!(self.zone(zone), Zone(to, wp), "zone {zone} is brought into its condition");
     }
 
     /// A zone's condition and where its write pointer is from its start.
