@@ -5,7 +5,7 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{Backing, How, Rig, SECTOR, on_every_store, sectors};
+use common::{Backing, How, Probe, Rig, SECTOR, on_every_store, sectors};
 use virtio_zbd_device::{MAX_DISCARD_SECTORS, MAX_DISCARD_SEGMENTS};
 use virtio_zbd_spec::{DiscardWriteZeroes, Features, RequestType, Status};
 use virtio_zbd_store::RamStore;
@@ -171,5 +171,20 @@ fn a_range_has_a_longest_length() {
         assert_eq!(rig.read(4, 8), [&data[..4 * SECTOR], &[0; 4 * SECTOR]].concat());
         // The range ends at sector 8 + MAX: the last 4 of these 8 are behind it.
         assert_eq!(rig.read(len - 12, 8), [&[0; 4 * SECTOR], &data[4 * SECTOR..]].concat());
+    }
+}
+
+#[test]
+fn one_range_that_fails_fails_the_request_wherever_it_stands() {
+    let mut rig = Rig::over(Arc::new(Probe::plain_bad_from(LEN, LEN - 8)), How::default());
+    let (good, bad) = ((0, 8, 0), (LEN - 8, 8, 0));
+    for kind in BOTH {
+        rig.accept(zero(kind, &[good, good, good]));
+        for segments in [[bad, good, good], [good, bad, good], [good, good, bad], [bad, bad, bad]] {
+            let done = rig.call(zero(kind, &segments));
+            assert_eq!(done.outcome(), Ok(Status::IoErr), "{kind:?} {segments:?}");
+        }
+        // The disk goes on.
+        rig.accept(zero(kind, &[good]));
     }
 }

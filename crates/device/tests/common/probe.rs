@@ -14,6 +14,8 @@ pub(crate) struct Probe {
     inner: Arc<dyn Store>,
     read_only: bool,
     states: Option<Vec<ZoneState>>,
+    /// Another length than the one inside has; I/O past the end of the one inside fails.
+    len_bytes: Option<u64>,
     /// Another shape than the one inside has; I/O past the end of the one inside fails.
     geometry: Option<Geometry>,
     commits: Mutex<Vec<CommitSeen>>,
@@ -37,6 +39,7 @@ impl Probe {
             inner,
             read_only: false,
             states: None,
+            len_bytes: None,
             geometry: None,
             commits: Mutex::default(),
             commit_gate: Gate::default(),
@@ -76,6 +79,11 @@ impl Probe {
         Self { geometry: Some(geometry), states: Some(states), ..Self::new(Arc::new(inner)) }
     }
 
+    /// A plain disk of `len_sectors` whose sectors from `good_sectors` on fail every I/O.
+    pub(crate) fn plain_bad_from(len_sectors: u64, good_sectors: u64) -> Self {
+        Self { len_bytes: Some(len_sectors * 512), ..Self::plain(good_sectors * 512) }
+    }
+
     /// Whether commits fail from now on.
     pub(crate) fn fail_commits(&self, fail: bool) {
         self.fail_commits.store(fail, Ordering::SeqCst);
@@ -94,7 +102,8 @@ impl Probe {
 
 impl Store for Probe {
     fn capacity_bytes(&self) -> u64 {
-        self.geometry.map_or(self.inner.capacity_bytes(), |geometry| geometry.capacity_sectors() * 512)
+        let by_shape = self.geometry.map(|geometry| geometry.capacity_sectors() * 512);
+        self.len_bytes.or(by_shape).unwrap_or_else(|| self.inner.capacity_bytes())
     }
 
     fn geometry(&self) -> Option<&Geometry> {
