@@ -1,0 +1,2 @@
+//! The driver test list.
+#![no_std]
