@@ -155,7 +155,7 @@ impl<B: Buffer> Command<B> {
                 Ok(plain(Out, *sector))
             }
             Self::Append { zone_start_sector, buffer } => {
-                append(disk, *zone_start_sector, buffer.len())?;
+                check_append(disk, *zone_start_sector, buffer.len())?;
                 Ok(plain(ZoneAppend, *zone_start_sector))
             }
             Self::Flush if disk.limits.flush => Ok(plain(Flush, 0)),
@@ -220,7 +220,8 @@ fn data(disk: &Geometry, sector: u64, len_bytes: usize) -> Result<(), Invalid> {
     if len_bytes > max_bytes { Err(Invalid::TooLong { len_bytes, max_bytes }) } else { Ok(()) }
 }
 
-fn append(disk: &Geometry, zone_start_sector: u64, len_bytes: usize) -> Result<(), Invalid> {
+/// Whether that much may be appended to that zone (R10).
+pub(crate) fn check_append(disk: &Geometry, zone_start_sector: u64, len_bytes: usize) -> Result<(), Invalid> {
     let zoned = disk.zoned.ok_or(Invalid::NotZoned)?;
     if zoned.append_sectors_max == 0 {
         return Err(Invalid::NotOffered(RequestType::ZoneAppend));

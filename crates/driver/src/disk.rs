@@ -13,7 +13,7 @@ use virtio_zbd_spec::{Features, Model, RequestType, SECTOR_LEN_BYTES};
 use crate::command::{Buffer, Command, Completion, Done, Header, Rejected, Token};
 use crate::error::{DeviceError, Error, Invalid, Wrong};
 use crate::limits::{Geometry, Limits, ZoneSupport, Zoned};
-use crate::ring::{Flight, Ring};
+use crate::ring::{Landed, Ring};
 use crate::wait::{Spin, Wait};
 
 /// What the caller wants of a disk.
@@ -58,7 +58,7 @@ pub struct VirtioBlk<H: Hal, T: Transport, B: Buffer = Vec<u8>> {
 }
 
 /// A ring, and completions that a synchronous call found there and did not wait for.
-pub(crate) struct Queue<H: Hal, B> {
+pub(crate) struct Queue<H: Hal, B: Buffer> {
     pub(crate) ring: Ring<H, B>,
     pub(crate) landed: VecDeque<Completion<B>>,
 }
@@ -192,7 +192,8 @@ impl<H: Hal, T: Transport, B: Buffer> VirtioBlk<H, T, B> {
     }
 
     /// Takes a request that the device is done with; `None` where there is none yet. Completions come in the device's
-    /// order, which need not be the order of submission.
+    /// order, which need not be the order of submission. Who waits for an interrupt waits after a `None`, not before:
+    /// only then was the device asked for the next one.
     ///
     /// # Errors
     ///
@@ -206,6 +207,25 @@ impl<H: Hal, T: Transport, B: Buffer> VirtioBlk<H, T, B> {
         self.land(queue)
     }
 
+    /// Passes time, with the disk's [`Wait`], until [`complete`](Self::complete) has something or nothing is in flight.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TimedOut`], [`Error::NeedsReset`] or [`Error::Removed`] as a synchronous call has them.
+    pub fn wait(&mut self, queue: u16) -> Result<(), Error> {
+        let mut turn = 0;
+        loop {
+            let Queue { ring, landed } = self.queue_at(queue)?;
+            if !landed.is_empty() {
+                return Ok(());
+            }
+            if ring.in_flight() == 0 || ring.can_pop() {
+                return self.usable();
+            }
+            self.wait_turn(queue, &mut turn)?;
+        }
+    }
+
     /// How many requests of a queue are submitted and not taken out again.
     #[must_use]
     pub fn in_flight(&self, queue: u16) -> usize {
@@ -213,7 +233,7 @@ impl<H: Hal, T: Transport, B: Buffer> VirtioBlk<H, T, B> {
     }
 
     /// Says whether the device should interrupt when it is done with requests of a queue. Without, poll
-    /// [`complete`](Self::complete). After switching it on look once more: what was done before may never interrupt.
+    /// [`complete`](Self::complete).
     ///
     /// # Errors
     ///
@@ -252,13 +272,12 @@ impl<H: Hal, T: Transport, B: Buffer> VirtioBlk<H, T, B> {
         let Some(queue) = self.queues.get_mut(usize::from(queue)) else {
             return Err(Rejected { error: Error::Broken, buffer });
         };
-        let flight = Flight::new(serial, header.kind, header.sector, header.range, buffer);
-        match queue.ring.push(flight) {
+        match queue.ring.push(serial, header, buffer) {
             Ok(()) => {
                 self.next_serial += 1;
                 Ok(Token(serial))
             }
-            Err((error, flight)) => Err(Rejected { error, buffer: flight.buffer }),
+            Err((error, buffer)) => Err(Rejected { error, buffer }),
         }
     }
 
@@ -266,9 +285,11 @@ impl<H: Hal, T: Transport, B: Buffer> VirtioBlk<H, T, B> {
     pub(crate) fn land(&mut self, queue: u16) -> Result<Option<Completion<B>>, Error> {
         match self.queue_at(queue)?.ring.pop() {
             Ok(None) => Ok(None),
-            Ok(Some(flight)) => {
-                let result = self.outcome(&flight);
-                Ok(Some(Completion { token: Token(flight.serial), buffer: flight.buffer, result }))
+            Ok(Some(landed)) => {
+                let (len_bytes, token) =
+                    (landed.buffer.as_ref().map_or(0, |buffer| buffer.len()), Token(landed.serial));
+                let result = self.outcome(&landed, len_bytes as u64);
+                Ok(Some(Completion { token, buffer: landed.buffer, result }))
             }
             Err(error) => {
                 self.give_up();
@@ -277,28 +298,21 @@ impl<H: Hal, T: Transport, B: Buffer> VirtioBlk<H, T, B> {
         }
     }
 
-    fn outcome(&self, flight: &Flight<B>) -> Result<Done, Error> {
-        let (request, sector) = (flight.kind, flight.sector);
-        if let Some(status) = DeviceError::from_status(flight.status())? {
+    fn outcome(&self, landed: &Landed<B>, len_bytes: u64) -> Result<Done, Error> {
+        let (request, sector) = (landed.kind, landed.sector);
+        if let Some(status) = DeviceError::from_status(landed.status)? {
             return Err(Error::Device { request, sector, status });
         }
-        if request != RequestType::ZoneAppend {
-            return Ok(Done::Plain);
+        if request == RequestType::In && u64::from(landed.found_bytes) < landed.room_bytes {
+            let expected_bytes = landed.room_bytes;
+            return Err(Wrong::UsedShort { found_bytes: landed.found_bytes, expected_bytes }.into());
         }
-        // R11: valid now, and still only the device's word.
-        let found_sector = flight.append_sector();
-        let len_sectors = flight.buffer.as_ref().map_or(0, |buffer| buffer.len() as u64) / SECTOR_LEN_BYTES;
-        let zone = self.geometry.zoned.map_or(0, |zoned| u64::from(zoned.zone_sectors));
-        let end_sector = sector.saturating_add(zone).min(self.geometry.capacity_sectors);
-        let fits = found_sector >= sector
-            && found_sector.checked_add(len_sectors).is_some_and(|end| end <= end_sector);
-        let granularity_bytes = self.geometry.zoned.map_or(512, |zoned| zoned.write_granularity_bytes);
-        let aligned =
-            found_sector.wrapping_sub(sector).is_multiple_of(u64::from(granularity_bytes) / SECTOR_LEN_BYTES);
-        if fits && aligned {
-            Ok(Done::Appended { sector: found_sector })
-        } else {
-            Err(Wrong::AppendSector { zone_start_sector: sector, found_sector }.into())
+        match self.geometry.zoned {
+            // R11: the sector is valid now, and still only the device's word.
+            Some(zoned) if request == RequestType::ZoneAppend => {
+                appended(&zoned, sector, landed.append_sector, len_bytes, self.geometry.capacity_sectors)
+            }
+            _ => Ok(Done::Plain),
         }
     }
 
@@ -341,6 +355,25 @@ impl<H: Hal, T: Transport, B: Buffer> Drop for VirtioBlk<H, T, B> {
         if !self.broken && !self.reset() {
             self.leak();
         }
+    }
+}
+
+/// Where an append landed, if it can have landed there: in its zone, aligned, with room for its data.
+fn appended(
+    zoned: &Zoned,
+    zone_start_sector: u64,
+    found_sector: u64,
+    len_bytes: u64,
+    capacity_sectors: u64,
+) -> Result<Done, Error> {
+    let end_sector = (zone_start_sector + u64::from(zoned.zone_sectors)).min(capacity_sectors);
+    let granularity_sectors = u64::from(zoned.write_granularity_bytes) / SECTOR_LEN_BYTES;
+    let fits = found_sector >= zone_start_sector
+        && found_sector.checked_add(len_bytes / SECTOR_LEN_BYTES).is_some_and(|end| end <= end_sector);
+    if fits && (found_sector - zone_start_sector).is_multiple_of(granularity_sectors) {
+        Ok(Done::Appended { sector: found_sector })
+    } else {
+        Err(Wrong::AppendSector { zone_start_sector, found_sector }.into())
     }
 }
 

@@ -97,7 +97,17 @@ pub enum Wrong {
         /// The queue.
         queue: u16,
         /// The id in the used ring.
-        id: u16,
+        id: u32,
+    },
+    /// The used ring's index ran ahead of what is in flight.
+    #[error("queue {queue} is said to be done with {done} requests, {in_flight} are in flight")]
+    UsedIdx {
+        /// The queue.
+        queue: u16,
+        /// How many the device says it is done with.
+        done: u16,
+        /// How many it has.
+        in_flight: u16,
     },
     /// A used ring entry says that more was written than there was room for.
     #[error("{found_bytes} bytes were written into a request with room for {room_bytes}")]
@@ -105,7 +115,15 @@ pub enum Wrong {
         /// What the device says it wrote.
         found_bytes: u32,
         /// What it could write at most.
-        room_bytes: usize,
+        room_bytes: u64,
+    },
+    /// A read is said to be done, and less was written than was asked for.
+    #[error("a request is said to be done with {found_bytes} bytes written, expected {expected_bytes}")]
+    UsedShort {
+        /// What the device says it wrote.
+        found_bytes: u32,
+        /// What it had to write.
+        expected_bytes: u64,
     },
     /// The status byte is none of the specification's, or was never written (255).
     #[error("status {0} is not a known one")]
@@ -178,7 +196,7 @@ pub enum Wrong {
         /// Its state.
         state: ZoneState,
     },
-    /// A zone's capacity is larger than the zone, or not a conventional zone's whole length.
+    /// A zone's capacity is larger than the zone, or not a conventional zone's whole length, or 0.
     #[error(
         "the zone at sector {start_sector}, {len_sectors} sectors long, has a capacity of {found_sectors}"
     )]
@@ -314,7 +332,7 @@ pub enum ProbeError {
     BlockLen(u32),
     /// seg_max and size_max leave no room for one block.
     #[error(
-        "seg_max {segments_max} and size_max {segment_len_bytes_max} leave no room for a block of {block_len_bytes} bytes"
+        "seg_max {segments_max} and size_max {segment_len_bytes_max} leave no room for {unit_bytes} bytes"
     )]
     TransferTooSmall {
         /// How many segments a request may have.
@@ -322,7 +340,7 @@ pub enum ProbeError {
         /// How long a segment may be.
         segment_len_bytes_max: u32,
         /// What must fit.
-        block_len_bytes: u32,
+        unit_bytes: u64,
     },
     /// A host-managed disk with a zone size of 0 (L5).
     #[error("the zone size is 0")]

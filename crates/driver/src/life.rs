@@ -66,9 +66,6 @@ impl<H: Hal, T: Transport, B: Buffer> VirtioBlk<H, T, B> {
     /// Reads the configuration again, after the device said that it changed. On a zoned disk all zones are checked
     /// with the new size before it counts (B3); a disk that is no longer host-managed goes on as a regular one (L12).
     ///
-    /// What a request may carry changes only while nothing is in flight; otherwise it is [`Error::QueueFull`], and to
-    /// be called again after the completions were taken.
-    ///
     /// # Errors
     ///
     /// [`Error::Probe`] or [`Error::Wrong`] where the new configuration can't be; the disk stays as it was.
@@ -77,20 +74,10 @@ impl<H: Hal, T: Transport, B: Buffer> VirtioBlk<H, T, B> {
         let transport = self.transport.as_ref().ok_or(Error::Broken)?;
         let config = config::read(transport, self.features)?;
         let new = Geometry::new(&config, self.features, self.queue_depth, self.support)?;
-        if segment_len_bytes(&new) != segment_len_bytes(&self.geometry) {
-            if self.queues.iter().any(|queue| queue.ring.in_flight() > 0) {
-                return Err(Error::QueueFull);
-            }
-            for queue in &mut self.queues {
-                queue.ring.set_segment_len_bytes(segment_len_bytes(&new));
-            }
-        }
-        let old = core::mem::replace(&mut self.geometry, new);
+        let old = self.geometry;
+        self.set_geometry(new);
         if let Err(error) = self.check_zones() {
-            self.geometry = old;
-            for queue in &mut self.queues {
-                queue.ring.set_segment_len_bytes(segment_len_bytes(&old));
-            }
+            self.set_geometry(old);
             return Err(error);
         }
         Ok(Change {
@@ -99,6 +86,13 @@ impl<H: Hal, T: Transport, B: Buffer> VirtioBlk<H, T, B> {
             model_before: old.model,
             model: new.model,
         })
+    }
+
+    fn set_geometry(&mut self, geometry: Geometry) {
+        for queue in &mut self.queues {
+            queue.ring.set_segment_len_bytes(segment_len_bytes(&geometry));
+        }
+        self.geometry = geometry;
     }
 
     /// Whether the disk keeps writes in a cache until a flush.

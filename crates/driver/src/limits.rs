@@ -20,7 +20,7 @@ pub enum ZoneSupport {
 /// What a request may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// The most bytes of data in one request: a multiple of the block.
+    /// The most bytes of data in one request: a multiple of the block, and of the write granularity.
     pub transfer_len_bytes_max: usize,
     /// The most segments that the data of one request may have (seg_max, and what the queue holds).
     pub segments_max: u32,
@@ -47,6 +47,23 @@ pub struct RangeLimits {
     pub ranges_max: u32,
     /// Where it is best to split a range, in sectors; 0 or 1 where it does not matter.
     pub alignment_sectors: u32,
+}
+
+impl RangeLimits {
+    /// How much of the range up to `end_sector` goes into the request at `at_sector`. A range that must be split is split
+    /// at a multiple of the alignment, if there is one within reach.
+    pub(crate) fn piece_sectors(&self, at_sector: u64, end_sector: u64) -> u32 {
+        let left_sectors = u32::try_from(end_sector - at_sector).unwrap_or(u32::MAX);
+        if left_sectors <= self.sectors_max && u64::from(left_sectors) == end_sector - at_sector {
+            return left_sectors;
+        }
+        let past_sectors =
+            (at_sector + u64::from(self.sectors_max)) % u64::from(self.alignment_sectors.max(1));
+        match u32::try_from(past_sectors) {
+            Ok(past_sectors) if past_sectors < self.sectors_max => self.sectors_max - past_sectors,
+            _ => self.sectors_max,
+        }
+    }
 }
 
 /// The zones of a host-managed disk.
@@ -79,6 +96,8 @@ impl Zoned {
 pub(crate) struct Geometry {
     pub(crate) capacity_sectors: u64,
     pub(crate) block_len_bytes: u32,
+    /// What long reads and writes are split at: blocks, on a zoned disk whole write granularities, too (R12).
+    pub(crate) unit_bytes: u64,
     pub(crate) read_only: bool,
     pub(crate) write_back: bool,
     pub(crate) queues: u16,
@@ -115,9 +134,13 @@ impl Geometry {
             (Model::HostManaged, ZoneSupport::Yes) => Some(zoned(config, capacity_sectors, block_len_bytes)?),
             (Model::None | Model::HostAware, _) => None,
         };
+        let unit_bytes = zoned.map_or(u64::from(block_len_bytes), |zoned| {
+            least_common_multiple(block_len_bytes, zoned.write_granularity_bytes)
+        });
         Ok(Self {
             capacity_sectors,
             block_len_bytes,
+            unit_bytes,
             read_only: features.contains(Features::RO),
             // 5.2.6.2: without FLUSH the disk writes through; without CONFIG_WCE it does not say, and may keep back.
             write_back: features.contains(Features::FLUSH)
@@ -125,7 +148,7 @@ impl Geometry {
             queues: if features.contains(Features::MQ) { config.num_queues.get().max(1) } else { 1 },
             model,
             zoned,
-            limits: limits(config, features, queue_depth, block_len_bytes, zoned.is_some())?,
+            limits: limits(config, features, queue_depth, block_len_bytes, unit_bytes, zoned.is_some())?,
         })
     }
 }
@@ -167,6 +190,7 @@ fn limits(
     features: Features,
     queue_depth: u16,
     block_len_bytes: u32,
+    unit_bytes: u64,
     host_managed: bool,
 ) -> Result<Limits, ProbeError> {
     // Header and in-header take a descriptor each. A device that names no seg_max, or 0, must take one segment.
@@ -177,11 +201,11 @@ fn limits(
         if features.contains(Features::SIZE_MAX) { config.size_max.get() } else { u32::MAX };
     let transfer_len_bytes_max =
         (u64::from(segments_max) * u64::from(segment_len_bytes_max)).min(TRANSFER_LEN_BYTES_MAX);
-    let transfer_len_bytes_max = transfer_len_bytes_max - transfer_len_bytes_max % u64::from(block_len_bytes);
+    let transfer_len_bytes_max = transfer_len_bytes_max - transfer_len_bytes_max % unit_bytes;
     let (Ok(transfer_len_bytes_max), true) =
         (usize::try_from(transfer_len_bytes_max), transfer_len_bytes_max > 0)
     else {
-        return Err(ProbeError::TransferTooSmall { segments_max, segment_len_bytes_max, block_len_bytes });
+        return Err(ProbeError::TransferTooSmall { segments_max, segment_len_bytes_max, unit_bytes });
     };
     let range = |feature, sectors: u32, ranges: u32, alignment_sectors| {
         features.contains(feature).then(|| RangeLimits {
@@ -217,6 +241,15 @@ fn limits(
             config.secure_erase_sector_alignment.get(),
         ),
     })
+}
+
+/// Two numbers of bytes, neither of them 0.
+fn least_common_multiple(a: u32, b: u32) -> u64 {
+    let (mut divisor, mut rest) = (a, b);
+    while rest != 0 {
+        (divisor, rest) = (rest, divisor % rest);
+    }
+    u64::from(a) * u64::from(b / divisor)
 }
 
 /// `sectors` rounded down to whole blocks, at least one block: a device that takes less takes nothing.

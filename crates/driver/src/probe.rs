@@ -14,14 +14,14 @@ use crate::command::Buffer;
 use crate::config;
 use crate::disk::{Options, Queue, VirtioBlk, reset};
 use crate::error::{Error, ProbeError};
-use crate::limits::Geometry;
-use crate::ring::{DEPTH_MAX, Ring, depth};
+use crate::limits::{Geometry, ZoneSupport};
+use crate::ring::{Ring, depth};
 use crate::wait::Wait;
 
-/// What this driver makes use of. EVENT_IDX is not among it: `VirtQueue` compares its indices without wrapping, so
-/// that a notification gets lost where they wrap.
+/// What this driver makes use of.
 const TAKEN: Features = Features::VERSION_1
     .union(Features::INDIRECT_DESC)
+    .union(Features::EVENT_IDX)
     .union(Features::SIZE_MAX)
     .union(Features::SEG_MAX)
     .union(Features::RO)
@@ -49,14 +49,19 @@ pub(crate) fn probe<H: Hal, T: Transport, B: Buffer>(
         core::mem::forget(transport);
         return Err(ProbeError::NoReset.into());
     }
-    let set_up = negotiate(&mut transport, options).and_then(|(features, geometry, depth)| {
-        let queues = queues::<H, T, B>(&mut transport, options, features, &geometry, depth)?;
-        Ok((features, geometry, depth, queues))
+    let mut queues = Vec::new();
+    let set_up = negotiate(&mut transport, options).and_then(|(features, geometry, queue_depth)| {
+        set_up_queues::<H, T, B>(&mut queues, &mut transport, options, features, &geometry, queue_depth)?;
+        Ok((features, geometry, queue_depth))
     });
-    let (features, geometry, queue_depth, queues) = match set_up {
+    let (features, geometry, queue_depth) = match set_up {
         Ok(set_up) => set_up,
         Err(error) => {
             fail(&mut transport);
+            // The device has the memory of queues that were set up, until it is reset.
+            if !queues.is_empty() && !reset(&mut transport) {
+                core::mem::forget((queues, transport));
+            }
             return Err(error);
         }
     };
@@ -97,11 +102,14 @@ fn negotiate<T: Transport>(transport: &mut T, options: Options) -> Result<(Featu
     transport.set_status(DeviceStatus::ACKNOWLEDGE);
     transport.set_status(DRIVEN);
     let offered = Features::from_bits_truncate(transport.read_device_features());
-    if !offered.contains(Features::VERSION_1) {
+    if !offered.contains(Features::VERSION_1) || transport.requires_legacy_layout() {
         return Err(ProbeError::NoVersion1.into());
     }
     let mut features = offered & TAKEN;
     if features.contains(Features::ZONED) && looks_host_managed(transport) {
+        if options.zones == ZoneSupport::No {
+            return Err(ProbeError::ZonesNotWanted.into()); // L3, and R4: FEATURES_OK is not set
+        }
         features.remove(Features::DISCARD); // R2
     }
     transport.write_driver_features(features.bits());
@@ -129,26 +137,23 @@ fn looks_host_managed<T: Transport>(transport: &T) -> bool {
     config.is_ok_and(|config| config.zoned.model == u8::from(Model::HostManaged))
 }
 
-fn queues<H: Hal, T: Transport, B: Buffer>(
+fn set_up_queues<H: Hal, T: Transport, B: Buffer>(
+    queues: &mut Vec<Queue<H, B>>,
     transport: &mut T,
     options: Options,
     features: Features,
     geometry: &Geometry,
     queue_depth: u16,
-) -> Result<Vec<Queue<H, B>>, Error> {
-    debug_assert!(queue_depth <= DEPTH_MAX);
-    let indirect = features.contains(Features::INDIRECT_DESC);
-    let segment_len_bytes = segment_len_bytes(geometry);
-    (0..options.queues.clamp(1, geometry.queues))
-        .map(|index| {
-            let found = transport.max_queue_size(index);
-            if found < u32::from(queue_depth) {
-                return Err(ProbeError::QueueTooSmall { queue: index, found, expected: queue_depth }.into());
-            }
-            let ring = Ring::new(transport, index, queue_depth, indirect, segment_len_bytes)?;
-            Ok(Queue { ring, landed: VecDeque::new() })
-        })
-        .collect()
+) -> Result<(), Error> {
+    for index in 0..options.queues.clamp(1, geometry.queues) {
+        let found = transport.max_queue_size(index);
+        if found < u32::from(queue_depth) {
+            return Err(ProbeError::QueueTooSmall { queue: index, found, expected: queue_depth }.into());
+        }
+        let ring = Ring::new(transport, index, queue_depth, features, segment_len_bytes(geometry))?;
+        queues.push(Queue { ring, landed: VecDeque::new() });
+    }
+    Ok(())
 }
 
 /// How long a segment of data is at most.

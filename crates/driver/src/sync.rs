@@ -7,9 +7,10 @@ use virtio_drivers::Hal;
 use virtio_drivers::transport::{DeviceStatus, Transport};
 use virtio_zbd_spec::{ID_LEN_BYTES, RequestType, SECTOR_LEN_BYTES};
 
-use crate::command::{Buffer, Command, Completion, Done, Header, Token, aligned};
+use crate::command::{Buffer, Command, Completion, Done, Header, Token, aligned, check_append};
 use crate::disk::VirtioBlk;
 use crate::error::{Error, Invalid};
+use crate::limits::RangeLimits;
 use crate::wait::Waited;
 
 /// The queue of synchronous calls.
@@ -99,7 +100,8 @@ impl<H: Hal, T: Transport, B: Buffer> VirtioBlk<H, T, B> {
     ///
     /// [`Error::Invalid`] before anything is sent; the device's word.
     pub fn append(&mut self, zone_start_sector: u64, data: &[u8]) -> Result<u64, Error> {
-        // Checked before memory is taken for it, which may be the disk's largest append.
+        // Checked before memory is taken: what is refused may be of any length.
+        check_append(&self.geometry, zone_start_sector, data.len())?;
         let buffer = self.filled(data)?;
         match self.call(Command::Append { zone_start_sector, buffer })? {
             (Done::Appended { sector }, _) => Ok(sector),
@@ -142,10 +144,7 @@ impl<H: Hal, T: Transport, B: Buffer> VirtioBlk<H, T, B> {
     /// [`Error::Invalid`] before anything is sent; the device's word.
     pub fn discard(&mut self, sector: u64, sectors: u64) -> Result<(), Error> {
         let limits = self.geometry.limits.discard.ok_or(Invalid::NotOffered(RequestType::Discard))?;
-        self.for_ranges(limits.sectors_max, sector, sectors, |sector, sectors| Command::Discard {
-            sector,
-            sectors,
-        })
+        self.for_ranges(limits, sector, sectors, |sector, sectors| Command::Discard { sector, sectors })
     }
 
     /// Makes `sectors` from `sector` on read as zeros; with `unmap` the device may give their space back.
@@ -156,7 +155,7 @@ impl<H: Hal, T: Transport, B: Buffer> VirtioBlk<H, T, B> {
     pub fn write_zeroes(&mut self, sector: u64, sectors: u64, unmap: bool) -> Result<(), Error> {
         let limits =
             self.geometry.limits.write_zeroes.ok_or(Invalid::NotOffered(RequestType::WriteZeroes))?;
-        self.for_ranges(limits.sectors_max, sector, sectors, |sector, sectors| Command::WriteZeroes {
+        self.for_ranges(limits, sector, sectors, |sector, sectors| Command::WriteZeroes {
             sector,
             sectors,
             unmap,
@@ -171,10 +170,11 @@ impl<H: Hal, T: Transport, B: Buffer> VirtioBlk<H, T, B> {
     pub fn secure_erase(&mut self, sector: u64, sectors: u64) -> Result<(), Error> {
         let limits =
             self.geometry.limits.secure_erase.ok_or(Invalid::NotOffered(RequestType::SecureErase))?;
-        self.for_ranges(limits.sectors_max, sector, sectors, |sector, sectors| Command::SecureErase {
-            sector,
-            sectors,
-        })
+        // V32: a zone is erased whole, or not at all.
+        let alignment_sectors =
+            self.geometry.zoned.map_or(limits.alignment_sectors, |zoned| zoned.zone_sectors);
+        let limits = RangeLimits { alignment_sectors, ..limits };
+        self.for_ranges(limits, sector, sectors, |sector, sectors| Command::SecureErase { sector, sectors })
     }
 
     /// Opens the zone at `start_sector` explicitly: it stays open until it is closed, finished, reset or full.
@@ -243,7 +243,7 @@ impl<H: Hal, T: Transport, B: Buffer> VirtioBlk<H, T, B> {
                 }
                 self.set_aside(completion);
             }
-            self.wait_turn(&mut turn)?;
+            self.wait_turn(QUEUE, &mut turn)?;
         }
     }
 
@@ -264,7 +264,7 @@ impl<H: Hal, T: Transport, B: Buffer> VirtioBlk<H, T, B> {
             self.notify(QUEUE)?;
             match self.land(QUEUE)? {
                 Some(completion) => self.set_aside(completion),
-                None => self.wait_turn(&mut turn)?,
+                None => self.wait_turn(QUEUE, &mut turn)?,
             }
         }
     }
@@ -281,9 +281,9 @@ impl<H: Hal, T: Transport, B: Buffer> VirtioBlk<H, T, B> {
     }
 
     /// Passes some time; an error where there is no sense in waiting on.
-    fn wait_turn(&mut self, turn: &mut u64) -> Result<(), Error> {
+    pub(crate) fn wait_turn(&mut self, queue: u16, turn: &mut u64) -> Result<(), Error> {
         let Some(transport) = &mut self.transport else { return Err(Error::Broken) };
-        match self.wait.wait(transport, QUEUE, *turn) {
+        match self.wait.wait(transport, queue, *turn) {
             Waited::Again => {}
             Waited::GiveUp => return self.give_up_with(Error::TimedOut),
             Waited::Gone => {
@@ -311,11 +311,12 @@ impl<H: Hal, T: Transport, B: Buffer> VirtioBlk<H, T, B> {
         Ok(())
     }
 
-    /// How much of `len_bytes` at `sector` goes into one request: whole blocks, up to the zone's end.
+    /// How much of `len_bytes` at `sector` goes into one request: whole units, up to the zone's end.
     fn chunk_len_bytes(&self, sector: u64, len_bytes: usize) -> usize {
-        let block_len_bytes = usize::try_from(self.geometry.block_len_bytes).unwrap_or(usize::MAX);
-        let chunk_len_bytes_max =
-            self.geometry.limits.transfer_len_bytes_max.min(CHUNK_LEN_BYTES_MAX.max(block_len_bytes));
+        // The transfer's limit is a multiple of the unit already, and at least one.
+        let unit_bytes = usize::try_from(self.geometry.unit_bytes).unwrap_or(usize::MAX);
+        let chunk_len_bytes_max = (CHUNK_LEN_BYTES_MAX - CHUNK_LEN_BYTES_MAX % unit_bytes).max(unit_bytes);
+        let chunk_len_bytes_max = self.geometry.limits.transfer_len_bytes_max.min(chunk_len_bytes_max);
         let to_zone_end_bytes = self.geometry.zoned.map_or(usize::MAX, |zoned| {
             let end_sector = zoned.zone_start_sector(sector) + u64::from(zoned.zone_sectors);
             usize::try_from((end_sector - sector) * SECTOR_LEN_BYTES).unwrap_or(usize::MAX)
@@ -323,23 +324,22 @@ impl<H: Hal, T: Transport, B: Buffer> VirtioBlk<H, T, B> {
         len_bytes.min(chunk_len_bytes_max).min(to_zone_end_bytes)
     }
 
+    /// Makes requests on ranges, none longer than the device takes, split where the device likes it.
     fn for_ranges(
         &mut self,
-        sectors_max: u32,
+        limits: RangeLimits,
         sector: u64,
         sectors: u64,
         command: impl Fn(u64, u32) -> Command<B>,
     ) -> Result<(), Error> {
-        let len_bytes = sectors.checked_mul(SECTOR_LEN_BYTES).ok_or(Invalid::OutOfRange {
-            sector,
-            sectors,
-            capacity_sectors: self.geometry.capacity_sectors,
-        })?;
+        let capacity_sectors = self.geometry.capacity_sectors;
+        let out_of_range = Invalid::OutOfRange { sector, sectors, capacity_sectors };
+        let len_bytes = sectors.checked_mul(SECTOR_LEN_BYTES).ok_or(out_of_range)?;
         aligned(&self.geometry, sector, len_bytes, self.geometry.block_len_bytes)?;
         let end_sector = sector + sectors;
         let mut at_sector = sector;
         while at_sector < end_sector {
-            let piece_sectors = u32::try_from(end_sector - at_sector).unwrap_or(u32::MAX).min(sectors_max);
+            let piece_sectors = limits.piece_sectors(at_sector, end_sector);
             self.call(command(at_sector, piece_sectors))?;
             at_sector += u64::from(piece_sectors);
         }

@@ -46,7 +46,13 @@ impl Zone {
             return Err(Wrong::ZoneStateOfType { start_sector, kind, state });
         }
         let found_sectors = descriptor.z_cap.get();
-        if found_sectors > len_sectors || (conventional && found_sectors != len_sectors) {
+        let dead = matches!(state, ZoneState::ReadOnly | ZoneState::Offline);
+        let possible = match found_sectors {
+            0 => dead,
+            _ if conventional => found_sectors == len_sectors,
+            _ => found_sectors <= len_sectors,
+        };
+        if !possible {
             return Err(Wrong::ZoneCapacity { start_sector, len_sectors, found_sectors });
         }
         let wp_sector = descriptor.z_wp.get();
