@@ -4,6 +4,7 @@ use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::fmt;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use virtio_drivers::Hal;
@@ -160,6 +161,15 @@ impl<H: Hal, T: Transport, B: Buffer> VirtioBlk<H, T, B> {
         self.features
     }
 
+    /// A zeroed buffer for a request, from the disk's `allocate` function.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoMemory`].
+    pub fn buffer(&self, len_bytes: usize) -> Result<B, Error> {
+        (self.allocate)(len_bytes).filter(|buffer| buffer.len() == len_bytes).ok_or(Error::NoMemory)
+    }
+
     /// Puts a request into a queue. The device may not look before [`notify`](Self::notify).
     ///
     /// # Errors
@@ -257,8 +267,9 @@ impl<H: Hal, T: Transport, B: Buffer> VirtioBlk<H, T, B> {
 
     pub(crate) fn queue_at(&mut self, queue: u16) -> Result<&mut Queue<H, B>, Error> {
         let queues = self.queue_count();
-        let no_such_queue = Error::Invalid(Invalid::NoSuchQueue { queue, queues });
-        self.queues.get_mut(usize::from(queue)).ok_or(no_such_queue)
+        // A disk has a queue at least, unless it was leaked to a device that did not come out of its reset.
+        let missing = if queues == 0 { Error::Broken } else { Invalid::NoSuchQueue { queue, queues }.into() };
+        self.queues.get_mut(usize::from(queue)).ok_or(missing)
     }
 
     /// Puts a checked request into a queue.
@@ -347,6 +358,19 @@ impl<H: Hal, T: Transport, B: Buffer> VirtioBlk<H, T, B> {
     fn leak(&mut self) {
         core::mem::forget(core::mem::take(&mut self.queues));
         core::mem::forget(self.transport.take());
+    }
+}
+
+impl<H: Hal, T: Transport, B: Buffer> fmt::Debug for VirtioBlk<H, T, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { geometry, features, queue_depth, broken, .. } = self;
+        f.debug_struct("VirtioBlk")
+            .field("geometry", geometry)
+            .field("features", features)
+            .field("queues", &self.queues.len())
+            .field("queue_depth", queue_depth)
+            .field("broken", broken)
+            .finish_non_exhaustive()
     }
 }
 

@@ -285,18 +285,21 @@ impl<H: Hal, T: Transport, B: Buffer> VirtioBlk<H, T, B> {
         let Some(transport) = &mut self.transport else { return Err(Error::Broken) };
         match self.wait.wait(transport, queue, *turn) {
             Waited::Again => {}
-            Waited::GiveUp => return self.give_up_with(Error::TimedOut),
+            Waited::GiveUp => {
+                let needs_reset = transport.get_status().contains(DeviceStatus::DEVICE_NEEDS_RESET);
+                return self.give_up_with(if needs_reset { Error::NeedsReset } else { Error::TimedOut });
+            }
             Waited::Gone => {
                 self.removal().remove();
                 return self.usable();
             }
         }
+        *turn += 1;
         if turn.is_multiple_of(TURNS_BETWEEN_LOOKS)
             && transport.get_status().contains(DeviceStatus::DEVICE_NEEDS_RESET)
         {
             return self.give_up_with(Error::NeedsReset);
         }
-        *turn += 1;
         self.usable()
     }
 
@@ -344,11 +347,6 @@ impl<H: Hal, T: Transport, B: Buffer> VirtioBlk<H, T, B> {
             at_sector += u64::from(piece_sectors);
         }
         Ok(())
-    }
-
-    /// A zeroed buffer.
-    pub(crate) fn buffer(&self, len_bytes: usize) -> Result<B, Error> {
-        (self.allocate)(len_bytes).filter(|buffer| buffer.len() == len_bytes).ok_or(Error::NoMemory)
     }
 
     fn filled(&self, data: &[u8]) -> Result<B, Error> {
