@@ -128,6 +128,13 @@ pub struct Rejected<B> {
     pub buffer: Option<B>,
 }
 
+impl<B> From<Rejected<B>> for Error {
+    /// The buffer is dropped.
+    fn from(rejected: Rejected<B>) -> Self {
+        rejected.error
+    }
+}
+
 /// A command that this disk takes, as it goes over the wire.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Header {

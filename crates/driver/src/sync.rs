@@ -55,6 +55,7 @@ impl<H: Hal, T: Transport, B: Buffer> VirtioBlk<H, T, B> {
     ///
     /// [`Error::Invalid`] before anything is sent; the device's word, naming the request that failed.
     pub fn read(&mut self, sector: u64, data: &mut [u8]) -> Result<(), Error> {
+        self.usable()?;
         self.check_data(sector, data.len())?;
         let mut at_sector = sector;
         let mut rest = data;
@@ -80,6 +81,7 @@ impl<H: Hal, T: Transport, B: Buffer> VirtioBlk<H, T, B> {
     /// [`Error::Invalid`] before anything is sent; the device's word, naming the request that failed: those before it
     /// are written.
     pub fn write(&mut self, sector: u64, data: &[u8]) -> Result<(), Error> {
+        self.usable()?;
         self.check_data(sector, data.len())?;
         let mut at_sector = sector;
         let mut rest = data;
@@ -100,6 +102,7 @@ impl<H: Hal, T: Transport, B: Buffer> VirtioBlk<H, T, B> {
     ///
     /// [`Error::Invalid`] before anything is sent; the device's word.
     pub fn append(&mut self, zone_start_sector: u64, data: &[u8]) -> Result<u64, Error> {
+        self.usable()?;
         // Checked before memory is taken: what is refused may be of any length.
         check_append(&self.geometry, zone_start_sector, data.len())?;
         let buffer = self.filled(data)?;
@@ -234,12 +237,24 @@ impl<H: Hal, T: Transport, B: Buffer> VirtioBlk<H, T, B> {
     pub(crate) fn call_raw(&mut self, header: Header, buffer: Option<B>) -> Result<(Done, Option<B>), Error> {
         self.usable()?;
         let token = self.push_waiting(header, buffer)?;
+        let completion = self.wait_for(token);
+        if completion.is_err()
+            && let Some(queue) = self.queues.first_mut()
+        {
+            // The device was reset, and the request came back with those that were submitted: its caller is here.
+            queue.landed.retain(|landed| landed.token != token);
+        }
+        let Completion { result, buffer, .. } = completion?;
+        result.map(|done| (done, buffer))
+    }
+
+    fn wait_for(&mut self, token: Token) -> Result<Completion<B>, Error> {
         self.notify(QUEUE)?;
         let mut turn = 0;
         loop {
             while let Some(completion) = self.land(QUEUE)? {
                 if completion.token == token {
-                    return completion.result.map(|done| (done, completion.buffer));
+                    return Ok(completion);
                 }
                 self.set_aside(completion);
             }
@@ -335,6 +350,7 @@ impl<H: Hal, T: Transport, B: Buffer> VirtioBlk<H, T, B> {
         sectors: u64,
         command: impl Fn(u64, u32) -> Command<B>,
     ) -> Result<(), Error> {
+        self.usable()?;
         let capacity_sectors = self.geometry.capacity_sectors;
         let out_of_range = Invalid::OutOfRange { sector, sectors, capacity_sectors };
         let len_bytes = sectors.checked_mul(SECTOR_LEN_BYTES).ok_or(out_of_range)?;

@@ -15,6 +15,7 @@ on_both_hals!(
     the_same_id_twice,
     the_id_of_another_request,
     the_used_index_ahead,
+    the_used_index_ahead_of_its_elements,
     the_used_index_far_ahead,
     the_used_index_backwards,
     more_bytes_used_than_there_is_room,
@@ -45,10 +46,15 @@ fn ids_that_were_never_given_out<H: Hal>() {
     let _watch = Watch::begin();
     for shape in shapes() {
         let size = 32;
-        for wrong in [size, size + 1, 100, 0x7fff, 0xffff] {
+        for wrong in [size, size + 1, 100, 0x7fff, 0xffff, 0x1_0000, 0x8000_0000, u32::MAX] {
             let (device, mut disk, error) = flush_with::<H>(shape.clone(), move |_| wrong);
-            let expected = Wrong::UsedId { queue: 0, id: wrong.try_into().unwrap() };
-            assert_eq!(error, Error::Wrong(expected));
+            assert_eq!(error, Error::Wrong(Wrong::UsedId { queue: 0, id: wrong }));
+            assert_broken(&device, &mut disk);
+        }
+        // The right one, with more bits.
+        for more in [1 << 16, 1 << 31, 0xffff_0000] {
+            let (device, mut disk, error) = flush_with::<H>(shape.clone(), move |id| id | more);
+            assert!(matches!(error, Error::Wrong(Wrong::UsedId { queue: 0, id }) if id >= more), "{error:?}");
             assert_broken(&device, &mut disk);
         }
         // Ids of the queue that are free now, in a chain's middle too.
@@ -64,12 +70,17 @@ fn the_same_id_twice<H: Hal>() {
     let _watch = Watch::begin();
     for shape in shapes() {
         let (device, mut disk) = rig::<H>(shape);
+        // Another one is in flight, so that the count is not what gives it away.
+        device.lie_to(RequestType::In, |_, reply| reply.drop_it());
+        let read = disk.submit(0, Command::Read { sector: 0, buffer: vec![7; 512] }).unwrap();
+        disk.notify(0).unwrap();
         device.lie_to(RequestType::Flush, |_, reply| reply.used.push(reply.used[0]));
         // The first one is right.
         disk.flush().unwrap();
-        device.be_honest();
-        let error = disk.flush().unwrap_err();
+        let error = disk.complete(0).unwrap_err();
         assert!(matches!(error, Error::Wrong(Wrong::UsedId { queue: 0, .. })), "{error:?}");
+        let done = disk.complete(0).unwrap().unwrap();
+        assert_eq!((done.token, done.result), (read, Err(Error::Broken)));
         assert_broken(&device, &mut disk);
     }
 }
@@ -106,48 +117,66 @@ fn the_id_of_another_request<H: Hal>() {
 fn the_used_index_ahead<H: Hal>() {
     let _watch = Watch::begin();
     for shape in shapes() {
-        for jump in [1, 2, 5] {
+        for jump in [1, 2, 5, 31, 0x7fff, 0xfffe] {
             let (device, mut disk) = rig::<H>(shape.clone());
             device.lie_to(RequestType::Flush, move |_, reply| reply.idx_jump = jump);
-            disk.flush().unwrap();
-            device.be_honest();
-            // What stands there was never written, or it is an old element: nothing of it is in flight.
-            let error = disk.complete(0).unwrap_err();
-            assert!(matches!(error, Error::Wrong(Wrong::UsedId { queue: 0, .. })), "{error:?}");
+            let expected = Wrong::UsedIdx { queue: 0, done: 1 + jump, in_flight: 1 };
+            assert_eq!(disk.flush(), Err(Error::Wrong(expected)));
             assert_broken(&device, &mut disk);
         }
     }
 }
 
+fn the_used_index_ahead_of_its_elements<H: Hal>() {
+    let _watch = Watch::begin();
+    // Not more than are in flight, but what stands there was not written.
+    let (device, mut disk) = rig::<H>(Shape::default());
+    assert_usable(&device, &mut disk);
+    device.face(|face| face.holds_answers = true);
+    let tokens: Vec<Token> = (0..4).map(|_| disk.submit(0, Command::Flush).unwrap()).collect();
+    disk.notify(0).unwrap();
+    device.deliver(0, 0);
+    device.ring(0, |ring| ring.advance(3));
+    let mut back = Vec::new();
+    let mut error = None;
+    for _ in 0..10 {
+        match disk.complete(0) {
+            Ok(Some(done)) => {
+                if error.is_some() {
+                    assert_eq!(done.result, Err(Error::Broken));
+                } else if !back.is_empty() {
+                    // An element of before names one that is in flight: it was not written, its status shows it.
+                    assert!(matches!(done.result, Err(Error::Wrong(_))), "{:?}", done.result);
+                }
+                back.push(done.token);
+            }
+            Ok(None) => break,
+            Err(Error::Broken) => break,
+            Err(first) => error = Some(first),
+        }
+    }
+    assert!(matches!(error, Some(Error::Wrong(_))), "{error:?}");
+    back.sort();
+    assert_eq!(back, tokens);
+    assert_broken(&device, &mut disk);
+}
+
 fn the_used_index_far_ahead<H: Hal>() {
     let _watch = Watch::begin();
-    for jump in [31, 32, 33, 0x7fff, 0xfff0] {
+    for jump in [4, 31, 32, 33, 0x7fff, 0xfff0] {
         let (device, mut disk) = rig::<H>(Shape::default());
-        // More elements than are in flight, some of them good.
+        // More elements than are in flight, the first one good.
         device.face(|face| face.holds_answers = true);
         let tokens: Vec<Token> = (0..4).map(|_| disk.submit(0, Command::Flush).unwrap()).collect();
         disk.notify(0).unwrap();
         device.deliver(0, 0);
         device.ring(0, |ring| ring.advance(jump));
-        let mut good = Vec::new();
-        let error = loop {
-            match disk.complete(0) {
-                Ok(Some(done)) => good.push(done.token),
-                Ok(None) => panic!("{jump}: nothing is wrong after {good:?}"),
-                Err(error) => break error,
-            }
-            assert!(good.len() <= tokens.len(), "{good:?}");
-        };
-        assert_eq!(good[0], tokens[0]);
-        assert!(matches!(error, Error::Wrong(_)), "{error:?}");
-        // The others come back, each once.
-        let mut back: Vec<Token> = good;
-        while let Ok(Some(done)) = disk.complete(0) {
-            assert_eq!(done.result, Err(Error::Broken));
-            back.push(done.token);
+        let expected = Wrong::UsedIdx { queue: 0, done: 1 + jump, in_flight: 4 };
+        assert_eq!(disk.complete(0), Err(Error::Wrong(expected)));
+        for token in tokens {
+            let done = disk.complete(0).unwrap().unwrap();
+            assert_eq!((done.token, done.result), (token, Err(Error::Broken)));
         }
-        back.sort();
-        assert_eq!(back, tokens);
         assert_broken(&device, &mut disk);
     }
 }
@@ -158,8 +187,8 @@ fn the_used_index_backwards<H: Hal>() {
     assert_usable(&device, &mut disk);
     // As if 65,535 more were used.
     device.ring(0, |ring| ring.advance(0_u16.wrapping_sub(1)));
-    let error = disk.flush().unwrap_err();
-    assert!(matches!(error, Error::Wrong(Wrong::UsedId { queue: 0, .. })), "{error:?}");
+    let expected = Wrong::UsedIdx { queue: 0, done: 0xffff, in_flight: 0 };
+    assert_eq!(disk.complete(0), Err(Error::Wrong(expected)));
     assert_broken(&device, &mut disk);
 }
 
@@ -191,25 +220,28 @@ fn fewer_bytes_used_than_an_answer_has<H: Hal>() {
     let _watch = Watch::begin();
     for shape in shapes() {
         let (device, mut disk) = rig::<H>(shape);
-        for (kind, len, called) in [
-            (RequestType::Flush, 1, (|disk| disk.flush()) as fn(&mut Blk<H>) -> Result<(), Error>),
-            (RequestType::In, 1025, |disk| disk.read(0, &mut [0; 1024])),
-            (RequestType::Out, 1, |disk| disk.write(0, &[0; 512])),
-            (RequestType::GetId, 21, |disk| disk.id().map(drop)),
-            (RequestType::ZoneAppend, 9, |disk| disk.append(128, &[0; 4096]).map(drop)),
-            (RequestType::ZoneReset, 1, |disk| disk.reset_zone(128)),
-        ] {
-            for short in [0, 1, len / 2, len - 1] {
-                if short >= len {
-                    continue;
-                }
-                device.lie_to(kind, move |_, reply| reply.set_used_len(short));
-                let result = called(&mut disk);
-                assert!(matches!(result, Err(Error::Wrong(_))), "{kind:?}, {short} of {len}: {result:?}");
-                device.be_honest();
-                assert_usable(&device, &mut disk);
-            }
+        disk.write(0, &[9; 1024]).unwrap();
+        // Data that is not all there is no data.
+        for found_bytes in [0, 1, 512, 1023, 1024] {
+            device.lie_to(RequestType::In, move |_, reply| reply.set_used_len(found_bytes));
+            let expected = Wrong::UsedShort { found_bytes, expected_bytes: 1025 };
+            assert_eq!(disk.read(0, &mut [0; 1024]), Err(Error::Wrong(expected)));
+            device.be_honest();
+            assert_usable(&device, &mut disk);
         }
+        // A serial may be shorter: what was not written is not shown.
+        for (found_bytes, shown) in [(0, ""), (4, "fake"), (20, "fake disk 7")] {
+            device.lie_to(RequestType::GetId, move |_, reply| reply.set_used_len(found_bytes));
+            assert_eq!(disk.id().unwrap().as_bytes(), shown.as_bytes());
+            device.be_honest();
+        }
+        // Where there is nothing but the status it is there or it is not: the length says nothing that is needed.
+        device.lie(|_, reply, _| reply.set_used_len(0));
+        disk.flush().unwrap();
+        disk.write(0, &[1; 512]).unwrap();
+        disk.open_zone(192).unwrap();
+        device.be_honest();
+        assert_usable(&device, &mut disk);
     }
 }
 
@@ -222,8 +254,8 @@ fn a_flood_of_used_elements_when_idle<H: Hal>() {
             ring.push(id % 32, 1);
         }
     });
-    let error = disk.complete(0).unwrap_err();
-    assert!(matches!(error, Error::Wrong(Wrong::UsedId { queue: 0, .. })), "{error:?}");
+    let expected = Wrong::UsedIdx { queue: 0, done: 64, in_flight: 0 };
+    assert_eq!(disk.complete(0), Err(Error::Wrong(expected)));
     assert_broken(&device, &mut disk);
 }
 

@@ -289,9 +289,7 @@ impl<H: Hal, B: Buffer> Ring<H, B> {
             self.segments[usize::from(head)] = segments;
             if direction(flight.kind) == BufferDirection::DeviceToDriver {
                 // What the device did not write may be anything where memory is copied (2.7.8.2).
-                let in_header_len_bytes = flight.kind.in_header_len_bytes();
-                let written_bytes = usize::try_from(found_bytes).unwrap_or(usize::MAX);
-                let written_bytes = written_bytes.saturating_sub(in_header_len_bytes).min(buffer.len());
+                let written_bytes = usize::try_from(found_bytes).unwrap_or(usize::MAX).min(buffer.len());
                 buffer[written_bytes..].fill(0);
             }
             buffer

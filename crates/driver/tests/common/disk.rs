@@ -189,8 +189,8 @@ impl Disk {
         Self { shape, zones, bytes, read_only }
     }
 
-    /// Makes it larger: the last zone may become longer, and new ones are empty.
-    pub fn grow(&mut self, capacity_sectors: u64) {
+    /// Makes it larger or smaller: the last zone may become longer or shorter, and new ones are empty.
+    pub fn resize(&mut self, capacity_sectors: u64) {
         self.shape.capacity_sectors = capacity_sectors;
         self.bytes.resize(usize::try_from(capacity_sectors).expect("a small disk") * SECTOR, 0);
         if self.shape.is_zoned() {

@@ -3,8 +3,9 @@
 //! The driver is kept to the rules: a chain that breaks one of them panics.
 
 use virtio_zbd_spec::ring::{
-    AVAIL_ENTRIES_OFFSET_BYTES, AVAIL_IDX_OFFSET_BYTES, USED_ENTRIES_OFFSET_BYTES, USED_F_NO_NOTIFY,
-    USED_FLAGS_OFFSET_BYTES, USED_IDX_OFFSET_BYTES, avail_ring_len_bytes, descriptor_table_len_bytes,
+    AVAIL_ENTRIES_OFFSET_BYTES, AVAIL_F_NO_INTERRUPT, AVAIL_FLAGS_OFFSET_BYTES, AVAIL_IDX_OFFSET_BYTES,
+    USED_ENTRIES_OFFSET_BYTES, USED_F_NO_NOTIFY, USED_FLAGS_OFFSET_BYTES, USED_IDX_OFFSET_BYTES,
+    avail_event_offset_bytes, avail_ring_len_bytes, descriptor_table_len_bytes, used_event_offset_bytes,
     used_ring_len_bytes,
 };
 use virtio_zbd_spec::{Descriptor, DescriptorFlags, UsedElem};
@@ -19,6 +20,7 @@ pub struct Ring {
     table: u64,
     avail: u64,
     used: u64,
+    event_idx: bool,
     next_avail: u16,
     used_idx: u16,
 }
@@ -46,8 +48,8 @@ pub struct Piece {
 
 impl Ring {
     /// A queue of `size` entries at these addresses, all of which the device holds from now on.
-    pub fn new(size: u16, table: u64, avail: u64, used: u64) -> Self {
-        let ring = Self { size, table, avail, used, next_avail: 0, used_idx: 0 };
+    pub fn new(size: u16, table: u64, avail: u64, used: u64, event_idx: bool) -> Self {
+        let ring = Self { size, table, avail, used, event_idx, next_avail: 0, used_idx: 0 };
         for piece in ring.areas() {
             memory::hold(piece.addr, piece.len);
         }
@@ -66,10 +68,11 @@ impl Ring {
         self.size
     }
 
-    /// The next chain that the driver has made available.
+    /// The next chain that the driver has made available. Where there is none, the driver is asked to notify.
     pub fn pop(&mut self, indirect_allowed: bool) -> Option<Chain> {
         let idx = self.read_u16(self.avail + AVAIL_IDX_OFFSET_BYTES);
         if idx == self.next_avail {
+            self.set_avail_event(self.next_avail);
             return None;
         }
         let ahead = idx.wrapping_sub(self.next_avail);
@@ -84,10 +87,16 @@ impl Ring {
         Some(chain)
     }
 
-    /// Puts one element into the used ring and publishes it.
-    pub fn push(&mut self, id: u32, len: u32) {
+    /// Puts one element into the used ring and publishes it. Says whether the driver wants to be interrupted (2.7.7).
+    pub fn push(&mut self, id: u32, len: u32) -> bool {
         self.set_next_used(id, len);
         self.advance(1);
+        if self.event_idx {
+            let event = self.read_u16(self.avail + used_event_offset_bytes(self.size));
+            event == self.used_idx.wrapping_sub(1)
+        } else {
+            self.read_u16(self.avail + AVAIL_FLAGS_OFFSET_BYTES) & AVAIL_F_NO_INTERRUPT == 0
+        }
     }
 
     /// Writes the next element of the used ring without publishing it.
@@ -107,6 +116,13 @@ impl Ring {
     pub fn set_no_notify(&mut self, no_notify: bool) {
         let flags = if no_notify { USED_F_NO_NOTIFY } else { 0 };
         memory::write(self.used + USED_FLAGS_OFFSET_BYTES, &flags.to_le_bytes());
+    }
+
+    /// Asks to be notified when the available index passes this one (2.7.10).
+    pub fn set_avail_event(&mut self, event: u16) {
+        if self.event_idx {
+            memory::write(self.used + avail_event_offset_bytes(self.size), &event.to_le_bytes());
+        }
     }
 
     fn areas(&self) -> [Piece; 3] {

@@ -507,12 +507,11 @@ impl Inner {
             if let Some(index) = self.held.iter().position(given) {
                 self.held.remove(index).chain.let_go();
             }
-            ring.push(id, len);
+            if ring.push(id, len) {
+                self.face.interrupts |= InterruptStatus::QUEUE_INTERRUPT;
+            }
         }
         ring.advance(reply.idx_jump);
-        if !reply.used.is_empty() {
-            self.face.interrupts |= InterruptStatus::QUEUE_INTERRUPT;
-        }
     }
 }
 
@@ -597,7 +596,8 @@ impl Transport for FakeTransport {
         }
         assert!(inner.queues[index].is_none(), "queue {queue} is set up twice");
         let size = u16::try_from(size).expect("a queue size");
-        inner.queues[index] = Some(Ring::new(size, descriptors, driver_area, device_area));
+        let event_idx = inner.has(Features::EVENT_IDX);
+        inner.queues[index] = Some(Ring::new(size, descriptors, driver_area, device_area, event_idx));
     }
 
     // As virtio-pci, where a queue that was set up stays until the device is reset.
