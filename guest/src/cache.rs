@@ -1,4 +1,4 @@
-//! Where things stay that are made once: the kernel, logs, locks.
+//! Where things stay that are made once: the kernel, QEMU, logs, locks.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -24,6 +24,16 @@ fn place() -> Option<PathBuf> {
     set(CACHE_VARIABLE)
         .or_else(|| Some(set("XDG_CACHE_HOME")?.join("virtio-zbd")))
         .or_else(|| Some(set("HOME")?.join(".cache/virtio-zbd")))
+}
+
+/// Removes the directories in `cache` that begin with `prefix`: whoever holds the lock for what is made there under such names
+/// may, for they were left by somebody who was killed.
+pub(crate) fn remove_leftovers(cache: &Path, prefix: &str) {
+    for entry in fs::read_dir(cache).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(prefix) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 /// A lock among all processes of this host that use the same cache; dropping it (or dying) gives it back.

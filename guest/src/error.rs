@@ -82,6 +82,40 @@ pub enum Error {
         /// Where it would be.
         cache: PathBuf,
     },
+    /// There is no QEMU that will do, and none was downloaded yet.
+    #[error(
+        "no QEMU of {} or newer along PATH or in {}: get one with `cargo xtask qemu` (`cargo xtask test` does it, too)",
+        crate::qemu::OLDEST,
+        cache.display()
+    )]
+    NoQemu {
+        /// Where a downloaded one would be.
+        cache: PathBuf,
+    },
+    /// The QEMU that was named is too old, or is none.
+    #[error("the QEMU at {} is {found}; {oldest} or newer is needed", path.display())]
+    UnfitQemu {
+        /// Which program.
+        path: PathBuf,
+        /// Its version, or what it printed instead of one.
+        found: String,
+        /// The oldest that will do.
+        oldest: crate::qemu::Version,
+    },
+    /// This machine can't download a QEMU.
+    #[error(
+        "QEMU {} or newer is needed and can't be downloaded: {problem}; install one, or set {}=PATH to its \
+         qemu-system-x86_64, or run the tests with `cargo xtask test --no-guest`{}",
+        crate::qemu::OLDEST,
+        crate::qemu::QEMU_VARIABLE,
+        tails(&[("log", tail)])
+    )]
+    NoQemuSource {
+        /// Why not.
+        problem: String,
+        /// The end of what was tried.
+        tail: String,
+    },
     /// There is no home directory and nothing else says where to keep files.
     #[error(
         "no place for the cache: none of {}, XDG_CACHE_HOME and HOME is set",

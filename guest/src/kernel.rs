@@ -25,6 +25,9 @@ const NOT_UNPACKED: &[&str] = &[
     "*/tools/perf",
 ];
 
+/// A build that is not finished, in the cache.
+const BUILD_PREFIX: &str = "build-";
+
 /// How often a long build says how far it is.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -54,7 +57,7 @@ impl Kernel {
         let _lock = Lock::wait(&cache, "kernel.lock", progress)?;
         let place = cache.join(key(&version));
         if !place.join("linux").exists() {
-            remove_leftovers(&cache);
+            cache::remove_leftovers(&cache, BUILD_PREFIX);
             build(&cache, &place, progress)?;
         }
         Ok(Kernel { path: place.join("linux") })
@@ -112,19 +115,10 @@ fn newest_with_our_options(cache: &Path) -> Option<PathBuf> {
     ours.max_by_key(|entry| entry.metadata().and_then(|meta| meta.modified()).ok()).map(|entry| entry.path())
 }
 
-/// Under the lock nobody else builds: what lies there was left by a build that was killed.
-fn remove_leftovers(cache: &Path) {
-    for entry in fs::read_dir(cache).into_iter().flatten().flatten() {
-        if entry.file_name().to_string_lossy().starts_with("build-") {
-            let _ = fs::remove_dir_all(entry.path());
-        }
-    }
-}
-
 fn build(cache: &Path, place: &Path, progress: Progress<'_>) -> Result<()> {
     let started = Instant::now();
     let dir = tempfile::Builder::new()
-        .prefix("build-")
+        .prefix(BUILD_PREFIX)
         .tempdir_in(cache)
         .map_err(Error::io("make a directory in", cache))?;
     // Outside the directory that goes away: a failed build must leave its log.

@@ -9,6 +9,13 @@
 //! 3. [`ServedDisk`]: `vzbd` makes a disk and serves it on a socket.
 //! 4. [`Guest`]: boots, runs a command, gives back its status and its output.
 //!
+//! And for our driver, guests without Linux:
+//!
+//! 1. [`Qemu::ensure`]: a QEMU with zoned disks, the machine's own or one that is downloaded once.
+//! 2. [`BareMetal::build`]: the test kernel in `guest/baremetal`.
+//! 3. [`TestMachine`]: runs the kernel on one of QEMU's machines (in a [`Guest`], if the disk is there), gives back its verdict
+//!    and its words.
+//!
 //! ```no_run
 //! use virtio_zbd_guest::{Geometry, Guest, Kernel, ServedDisk};
 //!
@@ -24,6 +31,7 @@
 //! What runs as process 1 of the guest is the program `guest-init` of this package; [`job`] is what the two say to each other.
 #![forbid(unsafe_code)]
 
+mod baremetal;
 mod boot;
 pub mod cache;
 mod command;
@@ -35,13 +43,16 @@ mod memory;
 pub mod packages;
 mod process;
 pub mod programs;
+pub mod qemu;
 mod terminal;
 
+pub use baremetal::{BareMetal, Machine, Report, TestMachine, Verdict};
 pub use boot::{Guest, Output};
 pub use disk::{DiskTarget, Geometry, ServedDisk};
 pub use error::{Error, Result};
 pub use job::Status;
 pub use kernel::{KERNEL_VARIABLE, Kernel};
+pub use qemu::Qemu;
 
 /// Where long work says how far it is: called with a short line now and then.
 pub type Progress<'a> = &'a mut dyn FnMut(&str);

@@ -25,19 +25,28 @@ pub fn guest_init() -> Result<PathBuf> {
     find("guest-init", GUEST_INIT_VARIABLE)
 }
 
-/// Cargo puts programs into `target/<profile>/` and tests into `deps/` below it.
+/// Cargo's build directory, `target`.
+pub(crate) fn target_dir() -> Result<PathBuf> {
+    let mut dir = profile_dir()?;
+    dir.pop();
+    Ok(dir)
+}
+
 fn find(name: &str, variable: &'static str) -> Result<PathBuf> {
     let path = match std::env::var_os(variable) {
         Some(path) => PathBuf::from(path),
-        None => {
-            let own = std::env::current_exe().map_err(Error::io("find", "the running program"))?;
-            let mut dir = own.parent().map(PathBuf::from).unwrap_or_default();
-            if dir.file_name().is_some_and(|dir| dir == "deps" || dir == "examples") {
-                dir.pop();
-            }
-            dir.join(name)
-        }
+        None => profile_dir()?.join(name),
     };
     // Absolute, because the guest has its own working directory.
     path.canonicalize().map_err(|_| Error::NoProgram { path, variable })
+}
+
+/// Cargo puts programs into `target/<profile>/` and tests into `deps/` below it.
+fn profile_dir() -> Result<PathBuf> {
+    let own = std::env::current_exe().map_err(Error::io("find", "the running program"))?;
+    let mut dir = own.parent().map(PathBuf::from).unwrap_or_default();
+    if dir.file_name().is_some_and(|dir| dir == "deps" || dir == "examples") {
+        dir.pop();
+    }
+    Ok(dir)
 }

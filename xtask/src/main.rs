@@ -1,11 +1,13 @@
 //! `cargo xtask …`: set-up, guests, the whole test run.
 #![forbid(unsafe_code)]
 
+mod baremetal;
 mod cargo;
 mod guest;
 mod test;
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -13,16 +15,19 @@ use std::sync::atomic::AtomicBool;
 use anyhow::{Context, Result};
 use clap::Parser;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use virtio_zbd_guest::Kernel;
+use virtio_zbd_guest::{Kernel, Qemu};
 
 /// Set-up, guests, the whole test run.
 #[derive(Debug, Parser)]
 #[command(bin_name = "cargo xtask", disable_help_subcommand = true)]
 enum Task {
     Guest(Box<guest::Args>),
+    Baremetal(baremetal::Args),
     Test(test::Args),
     /// Build the guests' Linux kernel unless it is in the cache, and print its path.
     Kernel,
+    /// Download a QEMU with zoned disks unless the machine has one (or it is in the cache), and print its path.
+    Qemu,
 }
 
 fn main() -> ExitCode {
@@ -30,8 +35,10 @@ fn main() -> ExitCode {
     let (result, own_failure) = match task {
         // Any status may be the command's own: ours is one that commands seldom use.
         Task::Guest(args) => (guest::run(&args), guest::OWN_FAILURE),
+        Task::Baremetal(args) => (baremetal::run(&args), 1),
         Task::Test(args) => (test::run(&args), 1),
-        Task::Kernel => (kernel(), 1),
+        Task::Kernel => (print_path(Kernel::ensure(&mut say).map(|kernel| kernel.path().to_path_buf())), 1),
+        Task::Qemu => (print_path(Qemu::ensure(&mut say).map(|qemu| qemu.path().to_path_buf())), 1),
     };
     match result {
         Ok(code) => code,
@@ -46,9 +53,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn kernel() -> Result<ExitCode> {
-    let kernel = Kernel::ensure(&mut say)?;
-    writeln!(std::io::stdout(), "{}", kernel.path().display()).context("can't print the path")?;
+fn print_path(path: virtio_zbd_guest::Result<PathBuf>) -> Result<ExitCode> {
+    writeln!(std::io::stdout(), "{}", path?.display()).context("can't print the path")?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use virtio_zbd_guest::Kernel;
 use virtio_zbd_guest::packages::{self, GUEST_TOOLS};
+use virtio_zbd_guest::{BareMetal, Kernel, Qemu};
 
 use crate::cargo::cargo;
 use crate::say;
@@ -27,6 +27,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     if !args.no_guest {
         packages::ensure(GUEST_TOOLS, &mut say)?;
         Kernel::ensure(&mut say)?;
+        Qemu::ensure(&mut say)?;
+        say("baremetal: building the test kernel");
+        BareMetal::build()?;
     }
     // The guest tests start programs of other packages, which `cargo test` would not build.
     cargo("build", ["--workspace", "--all-targets"])?;

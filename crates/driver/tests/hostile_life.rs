@@ -261,7 +261,7 @@ fn a_device_that_does_not_come_out_of_its_reset<H: Hal>() {
     let _ = disk.submit(0, Command::Read { sector: 0, buffer: vec![0; 512] }).unwrap();
     disk.notify(0).unwrap();
     device.face(|face| face.status_after_reset = DeviceStatus::DRIVER_OK);
-    device.ring(0, |ring| ring.push(31, 1));
+    device.used(0, 31, 1);
     assert!(matches!(disk.complete(0), Err(Error::Wrong(Wrong::UsedId { .. }))));
     // It may still write to what it was lent: nothing of it is given back, now or later.
     let lent = memory::shared();
@@ -553,7 +553,7 @@ fn limits_that_change_with_requests_in_flight<H: Hal>() {
         disk.write(0, &[6; 8192]).unwrap();
     }
     assert_eq!(disk.in_flight(0), 1);
-    device.ring(0, |ring| ring.push(0, 4097));
+    device.used(0, 0, 4097);
     let done = disk.complete(0).unwrap().unwrap();
     assert_eq!((done.token, done.buffer.map(|buffer| buffer.len())), (read, Some(4096)));
 }

@@ -136,7 +136,7 @@ fn the_used_index_ahead_of_its_elements<H: Hal>() {
     let tokens: Vec<Token> = (0..4).map(|_| disk.submit(0, Command::Flush).unwrap()).collect();
     disk.notify(0).unwrap();
     device.deliver(0, 0);
-    device.ring(0, |ring| ring.advance(3));
+    device.jump(0, 3);
     let mut back = Vec::new();
     let mut error = None;
     for _ in 0..10 {
@@ -170,7 +170,7 @@ fn the_used_index_far_ahead<H: Hal>() {
         let tokens: Vec<Token> = (0..4).map(|_| disk.submit(0, Command::Flush).unwrap()).collect();
         disk.notify(0).unwrap();
         device.deliver(0, 0);
-        device.ring(0, |ring| ring.advance(jump));
+        device.jump(0, jump);
         let expected = Wrong::UsedIdx { queue: 0, done: 1 + jump, in_flight: 4 };
         assert_eq!(disk.complete(0), Err(Error::Wrong(expected)));
         for token in tokens {
@@ -186,7 +186,7 @@ fn the_used_index_backwards<H: Hal>() {
     let (device, mut disk) = rig::<H>(Shape::default());
     assert_usable(&device, &mut disk);
     // As if 65,535 more were used.
-    device.ring(0, |ring| ring.advance(0_u16.wrapping_sub(1)));
+    device.jump(0, 0_u16.wrapping_sub(1));
     let expected = Wrong::UsedIdx { queue: 0, done: 0xffff, in_flight: 0 };
     assert_eq!(disk.complete(0), Err(Error::Wrong(expected)));
     assert_broken(&device, &mut disk);
@@ -273,7 +273,7 @@ fn buffers_come_back_when_the_ring_breaks<H: Hal>() {
         }
         disk.notify(0).unwrap();
         assert_eq!(disk.in_flight(0), 4);
-        device.ring(0, |ring| ring.push(31, 1));
+        device.used(0, 31, 1);
         let error = disk.complete(0).unwrap_err();
         assert_eq!(error, Error::Wrong(Wrong::UsedId { queue: 0, id: 31 }));
         let mut back = Vec::new();
@@ -300,7 +300,7 @@ fn a_broken_ring_breaks_the_disk_on_all_queues<H: Hal>() {
     let second = disk.submit(1, Command::Write { sector: 0, buffer: vec![0; 512] }).unwrap();
     disk.notify(0).unwrap();
     disk.notify(1).unwrap();
-    device.ring(1, |ring| ring.push(5, 1));
+    device.used(1, 5, 1);
     assert_eq!(disk.complete(1).unwrap_err(), Error::Wrong(Wrong::UsedId { queue: 1, id: 5 }));
     for (queue, token) in [(0, first), (1, second)] {
         let done = disk.complete(queue).unwrap().unwrap();
@@ -314,7 +314,7 @@ fn a_broken_ring_breaks_the_disk_on_all_queues<H: Hal>() {
 fn rings_without_indirect_descriptors<H: Hal>() {
     let _watch = Watch::begin();
     // Filled to the last descriptor, over and over, given back in another order than taken.
-    let mut shape = Shape { seg_max: Some(2), size_max: Some(1024), ..Shape::default() };
+    let mut shape = Shape { seg_max: Some(2), size_max: Some(1024), ..Shape::regular() };
     shape.more -= Features::INDIRECT_DESC;
     let device = FakeDevice::new(shape);
     let mut disk = attach_with::<H>(&device, Options { queue_depth: 16, ..Options::default() }).unwrap();

@@ -1,7 +1,11 @@
-//! A vhost-user server: the back-end side of the protocol, for any virtio device.
+//! Both ends of vhost-user, for any virtio device.
 //!
 //! This crate knows the protocol, guest memory and rings' addresses; it knows nothing of what a device does
-//! with a ring. A device implements [`Backend`], [`Session`] and [`RunningQueue`]; [`Server`] does the rest:
+//! with a ring.
+//!
+//! # The server: the back-end side
+//!
+//! A device implements [`Backend`], [`Session`] and [`RunningQueue`]; [`Server`] does the rest:
 //!
 //! - [`Server::bind`] makes the socket, [`Server::serve`] takes one front-end after another (a guest reboots,
 //!   another VMM comes) until a file descriptor says stop.
@@ -18,8 +22,17 @@
 //! Front-ends that this crate is made for and tried with: rust-vmm's `vhost` crate, libblkio's `virtio-driver`, and
 //! Linux's own `virtio_uml`, whose call and back-end request channels are socket pairs, and whose memory table has
 //! room for more regions than it names.
+//!
+//! # The client: the front-end side
+//!
+//! In [`client`]: a transport and memory for the drivers that stand on the `virtio-drivers` crate, so that a plain
+//! process drives any vhost-user back-end. Back-ends that it is tried with: this crate's server and QEMU's
+//! storage daemon.
 
-#![forbid(unsafe_code)]
+// Mapping the client's memory needs some: one module allows it for itself.
+#![deny(unsafe_code)]
+
+pub mod client;
 
 mod backend;
 mod connection;

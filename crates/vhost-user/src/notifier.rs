@@ -1,6 +1,6 @@
 //! Event file descriptors of a front-end: told apart, and signalled without ever waiting.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -79,6 +79,18 @@ impl Notifier {
         Ok(Self { inner: Arc::new(Inner { fd, way, failed: AtomicBool::new(false) }) })
     }
 
+    /// Takes an eventfd of our own, whose mode the side that reads it may change at any time.
+    pub(crate) fn wary(eventfd: OwnedFd) -> Self {
+        Self {
+            inner: Arc::new(Inner { fd: eventfd, way: Way::LookAndWrite, failed: AtomicBool::new(false) }),
+        }
+    }
+
+    /// What is signalled.
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.inner.fd.as_fd()
+    }
+
     /// Signals. Never waits and never fails: what cannot be delivered is dropped.
     ///
     /// Where the other side has not read for so long that the descriptor is full, it has a signal waiting
@@ -97,7 +109,7 @@ impl Notifier {
                 log::trace!("a notification could not be delivered: {errno}");
             }
             Err(errno) => {
-                log::warn!("a notification could not be delivered to the front-end: {errno}");
+                log::warn!("a notification could not be delivered to the other side: {errno}");
             }
         }
     }

@@ -188,7 +188,8 @@ fn make_way(path: &Path, address: &SocketAddrUnix) -> Result<(), Error> {
     fs::remove_file(path).map_err(failed("remove the stale socket"))
 }
 
-fn stream_socket() -> io::Result<OwnedFd> {
+/// A Unix stream socket that does not wait.
+pub(crate) fn stream_socket() -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     Ok(socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?)
 }

@@ -117,7 +117,7 @@ impl<'stop> Channel<'stop> {
         let mut length = 0;
         while let Some(rest) = buffer.get_mut(length..).filter(|rest| !rest.is_empty()) {
             self.wait(PollFlags::IN)?;
-            match self.recv_some(rest, fds) {
+            match receive(self.socket.as_fd(), rest, fds) {
                 Ok(0) => break,
                 Ok(more) => length += more,
                 // Closing a socket that still has unread replies resets it.
@@ -129,27 +129,6 @@ impl<'stop> Channel<'stop> {
         Ok(length)
     }
 
-    fn recv_some(&self, buffer: &mut [u8], fds: &mut Vec<OwnedFd>) -> Result<usize, ChannelError> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
-        // What is left in it is closed when it is dropped.
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let received = recvmsg(
-            &self.socket,
-            &mut [IoSliceMut::new(buffer)],
-            &mut control,
-            RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC,
-        )?;
-        for message in control.drain() {
-            if let RecvAncillaryMessage::ScmRights(rights) = message {
-                fds.extend(rights);
-            }
-        }
-        if received.flags.contains(ReturnFlags::CTRUNC) || fds.len() > FDS_MAX {
-            return Err(ChannelError::TooManyFds);
-        }
-        Ok(received.bytes)
-    }
-
     fn wait(&self, events: PollFlags) -> Result<(), ChannelError> {
         if wait_or_stop(self.socket.as_fd(), events, self.stop)? {
             Ok(())
@@ -157,6 +136,28 @@ impl<'stop> Channel<'stop> {
             Err(ChannelError::Stopped)
         }
     }
+}
+
+/// Takes what a socket has now: bytes, and file descriptors, which are added to `fds`. Never waits.
+pub(crate) fn receive(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    fds: &mut Vec<OwnedFd>,
+) -> Result<usize, ChannelError> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
+    // What is left in it is closed when it is dropped.
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    let received = recvmsg(socket, &mut [IoSliceMut::new(buffer)], &mut control, flags)?;
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            fds.extend(rights);
+        }
+    }
+    if received.flags.contains(ReturnFlags::CTRUNC) || fds.len() > FDS_MAX {
+        return Err(ChannelError::TooManyFds);
+    }
+    Ok(received.bytes)
 }
 
 /// Waits until `fd` is ready (or broken): true. Or until `stop` is: false, even if both are.

@@ -8,19 +8,28 @@ use virtio_zbd_vhost_user::{
     Backend, ConfigRefused, FeaturesRefused, FrontendNotifier, RunningQueue, Session, StartError, Vring,
 };
 
-/// A disk as a vhost-user back-end.
-pub(crate) struct DiskBackend(pub(crate) Arc<Disk>);
+/// A disk as a vhost-user back-end, for a [`Server`](virtio_zbd_vhost_user::Server).
+#[derive(Clone)]
+pub struct DiskBackend(Arc<Disk>);
 
 /// One front-end's use of the disk.
-pub(crate) struct DiskSession {
+pub struct DiskSession {
     disk: Arc<Disk>,
     negotiated: Arc<Negotiated>,
 }
 
 /// A queue with its worker, and what it was started with.
-pub(crate) struct DiskQueue {
+pub struct DiskQueue {
     queue: Queue,
     vring: Vring,
+}
+
+impl DiskBackend {
+    /// Offers `disk` to front-ends.
+    #[must_use]
+    pub fn new(disk: Arc<Disk>) -> Self {
+        Self(disk)
+    }
 }
 
 impl Backend for DiskBackend {

@@ -1,9 +1,11 @@
 //! The command line.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::parse::{self, ZoneRange};
 use crate::size::Size;
 
 /// Zoned disks for virtual machines: a host-managed zoned disk from a plain file or from RAM, for any VMM over vhost-user.
@@ -20,10 +22,28 @@ pub(crate) enum Command {
     Create(CreateArgs),
     /// Offer a disk to one virtual machine after another, on a vhost-user socket.
     Serve(ServeArgs),
-    /// Show what a disk is. The disk must not be in use.
+    /// Make a disk, serve it, use it over vhost-user and show its zones: all in this process, and gone afterwards.
+    Demo,
+    /// Show what a disk is.
     Info(InfoArgs),
-    /// Show the zones of a disk. The disk must not be in use.
+    /// Show the zones of a disk.
     Report(ReportArgs),
+    /// Open zones explicitly: they stay open until they are closed, finished, reset or full.
+    Open(ZonesArgs),
+    /// Close zones that are open.
+    Close(ZonesArgs),
+    /// Make zones full: nothing more can be written to them before a reset.
+    Finish(ZonesArgs),
+    /// Make zones empty: what is in them is gone.
+    Reset(ZonesArgs),
+    /// Read from a disk.
+    Read(ReadArgs),
+    /// Write to a disk; flushed at the end.
+    Write(WriteArgs),
+    /// Append to a zone, wherever its write pointer is; flushed at the end. Prints where the data landed.
+    Append(AppendArgs),
+    /// Measure a disk: requests a second, throughput, latency.
+    Bench(BenchArgs),
 }
 
 /// What kind of disk.
@@ -117,10 +137,23 @@ pub(crate) enum IoEngine {
     Sync,
 }
 
+/// The disk that a command works on.
+#[derive(Debug, Args)]
+pub(crate) struct TargetArgs {
+    /// The disk: the socket where it is served, or an image that nobody serves.
+    pub(crate) target: PathBuf,
+    /// What kind of disk a file holds; `none`: the file or device itself is the disk [default: host-managed].
+    #[arg(long, value_enum)]
+    pub(crate) zoned: Option<Zoned>,
+    /// How many seconds the disk may take for one answer.
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = parse::seconds)]
+    pub(crate) timeout: Duration,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct InfoArgs {
-    /// An image made by `vzbd create`.
-    pub(crate) path: PathBuf,
+    #[command(flatten)]
+    pub(crate) disk: TargetArgs,
     /// For programs.
     #[arg(long)]
     pub(crate) json: bool,
@@ -128,8 +161,8 @@ pub(crate) struct InfoArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ReportArgs {
-    /// An image made by `vzbd create`.
-    pub(crate) path: PathBuf,
+    #[command(flatten)]
+    pub(crate) disk: TargetArgs,
     /// For programs.
     #[arg(long, conflicts_with = "format")]
     pub(crate) json: bool,
@@ -144,4 +177,124 @@ pub(crate) enum ReportFormat {
     Table,
     /// As `blkzone report` of util-linux writes them, to compare with a guest's view.
     Blkzone,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ZonesArgs {
+    #[command(flatten)]
+    pub(crate) disk: TargetArgs,
+    /// Zones by number, from 0 on: 3, 3..7 (without 7), 3..=7 (with 7), 3.. (to the last one).
+    #[arg(value_name = "ZONE", required_unless_present = "all")]
+    pub(crate) zones: Vec<ZoneRange>,
+    /// Every zone to which it can be done.
+    #[arg(long, conflicts_with = "zones")]
+    pub(crate) all: bool,
+}
+
+/// A place on the disk.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct PlaceArgs {
+    /// The zone, by its number from 0 on.
+    #[arg(long, required_unless_present = "sector", conflicts_with = "sector")]
+    pub(crate) zone: Option<u64>,
+    /// How far into the zone.
+    #[arg(long, value_name = "SIZE", conflicts_with = "sector")]
+    pub(crate) offset: Option<Size>,
+    /// The place as a number of 512-byte sectors from the disk's start.
+    #[arg(long)]
+    pub(crate) sector: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReadArgs {
+    #[command(flatten)]
+    pub(crate) disk: TargetArgs,
+    #[command(flatten)]
+    pub(crate) place: PlaceArgs,
+    /// How much to read: any number of bytes [default: what is written in the zone].
+    #[arg(long, value_name = "SIZE", required_unless_present = "zone")]
+    pub(crate) length: Option<Size>,
+    /// The file to make or to replace; - is standard output, also where that is a terminal [default: standard output].
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+}
+
+/// Where data comes from.
+#[derive(Debug, Args)]
+pub(crate) struct InputArgs {
+    /// The file with the data [default: standard input].
+    #[arg(long, value_name = "FILE")]
+    pub(crate) input: Option<PathBuf>,
+    /// Fill the last block with zeros where the data ends inside it.
+    #[arg(long)]
+    pub(crate) pad: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WriteArgs {
+    #[command(flatten)]
+    pub(crate) disk: TargetArgs,
+    /// Without --offset a sequential zone is written from its write pointer on.
+    #[command(flatten)]
+    pub(crate) place: PlaceArgs,
+    #[command(flatten)]
+    pub(crate) data: InputArgs,
+    /// For programs.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AppendArgs {
+    #[command(flatten)]
+    pub(crate) disk: TargetArgs,
+    /// The zone, by its number from 0 on.
+    pub(crate) zone: u64,
+    #[command(flatten)]
+    pub(crate) data: InputArgs,
+    /// For programs.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    #[command(flatten)]
+    pub(crate) disk: TargetArgs,
+    /// What to do.
+    #[arg(long, value_enum, default_value = "randread")]
+    pub(crate) mode: BenchMode,
+    /// Length of each request.
+    #[arg(long, value_name = "SIZE", default_value = "4K")]
+    pub(crate) block_size: Size,
+    /// How many requests are under way at a time on each queue.
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) depth: u16,
+    /// How many queues to use.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(crate) queues: u16,
+    /// How long.
+    #[arg(long, default_value = "5", value_parser = parse::seconds, conflicts_with = "count")]
+    pub(crate) seconds: Duration,
+    /// How many requests, instead of how long.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) count: Option<u64>,
+    /// Yes, `write` and `append` reset zones and overwrite what is there.
+    #[arg(long)]
+    pub(crate) destroy_data: bool,
+    /// For programs.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BenchMode {
+    /// Read what is written, from one end to the other.
+    Read,
+    /// Read what is written, anywhere.
+    Randread,
+    /// Write, in sequential zones at their write pointers; one request a zone at a time.
+    Write,
+    /// Append to sequential zones.
+    Append,
 }

@@ -1,103 +1,228 @@
 //! `vzbd info`: what a disk is.
 
 use serde::Serialize;
+use virtio_zbd_driver::{Model, VirtioBlk, ZoneState, Zoned};
 use virtio_zbd_store::{ImageInfo, ImageStore, LastUse};
 
 use crate::cli::InfoArgs;
 use crate::say;
 use crate::size::Size;
+use crate::target::{Access, Target, in_use, is_image};
 
 pub(crate) fn run(args: &InfoArgs) -> anyhow::Result<()> {
-    let info = ImageStore::inspect(&args.path).map_err(crate::store_error)?;
-    let shown = Shown::new(&info);
+    let shown = if is_image(&args.disk)? {
+        Shown::of_image(&ImageStore::inspect(&args.disk.target).map_err(in_use)?)
+    } else {
+        let mut target = Target::open(&args.disk, Access::Read)?;
+        let shown = Shown::of_disk(&mut target)?;
+        target.close()?;
+        shown
+    };
     if args.json {
         return say(&serde_json::to_string_pretty(&shown)?);
     }
     say(&shown.text())
 }
 
-/// What is shown of an image; the names are the keys of `--json`.
+/// What is shown of a disk; the names are the keys of `--json`.
 #[derive(Serialize)]
 struct Shown {
     name: String,
-    uuid: String,
-    format_version: u32,
-    closed_cleanly: bool,
+    #[serde(flatten)]
+    is: Is,
     capacity_bytes: u64,
-    allocated_bytes: u64,
-    file_len_bytes: u64,
     block_len_bytes: u32,
-    zones: Zones,
+    /// None on a disk without zones.
+    zones: Option<Zones>,
+}
+
+/// What is known only of an image, or only of a disk in use.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Is {
+    Image {
+        uuid: String,
+        format_version: u32,
+        closed_cleanly: bool,
+        allocated_bytes: u64,
+        file_len_bytes: u64,
+    },
+    Served {
+        model: &'static str,
+        /// None where the disk has none.
+        serial: Option<String>,
+        read_only: bool,
+        /// Whether it keeps writes in a cache until a flush.
+        write_back: bool,
+        queues: u16,
+        /// The names of the virtio features that are offered and used.
+        features: Vec<&'static str>,
+    },
 }
 
 #[derive(Serialize)]
 struct Zones {
-    count: u32,
-    conventional: u32,
+    count: u64,
+    conventional: u64,
     zone_len_bytes: u64,
     zone_capacity_bytes: u64,
     max_open: u32,
     max_active: u32,
     max_append_bytes: u64,
-    open: u32,
-    active: u32,
+    open: u64,
+    active: u64,
 }
 
 impl Shown {
-    fn new(info: &ImageInfo) -> Self {
+    fn of_image(info: &ImageInfo) -> Self {
         let geometry = &info.geometry;
         let config = geometry.config();
-        let bytes = |sectors: u32| u64::from(sectors) * 512;
         Self {
             name: info.name.clone(),
-            uuid: info.uuid.to_string(),
-            format_version: info.version,
-            closed_cleanly: info.last_use == LastUse::Closed,
+            is: Is::Image {
+                uuid: info.uuid.to_string(),
+                format_version: info.version,
+                closed_cleanly: info.last_use == LastUse::Closed,
+                allocated_bytes: info.allocated_bytes,
+                file_len_bytes: info.file_len_bytes,
+            },
             capacity_bytes: geometry.capacity_sectors() * 512,
-            allocated_bytes: info.allocated_bytes,
-            file_len_bytes: info.file_len_bytes,
             block_len_bytes: config.write_granularity_bytes,
-            zones: Zones {
-                count: geometry.zone_count(),
-                conventional: config.conventional_zones,
+            zones: Some(Zones {
+                count: geometry.zone_count().into(),
+                conventional: config.conventional_zones.into(),
                 zone_len_bytes: bytes(config.zone_sectors),
                 zone_capacity_bytes: bytes(config.zone_capacity_sectors),
                 max_open: config.max_open_zones,
                 max_active: config.max_active_zones,
                 max_append_bytes: bytes(config.max_append_sectors),
-                open: info.open_zones,
-                active: info.active_zones,
-            },
+                open: info.open_zones.into(),
+                active: info.active_zones.into(),
+            }),
         }
     }
 
+    fn of_disk(target: &mut Target) -> anyhow::Result<Self> {
+        // A disk without a serial number says so with an error.
+        let serial = target.driver.id().ok().map(|id| id.to_string()).filter(|id| !id.is_empty());
+        let zones = match target.driver.zoned().copied() {
+            Some(zoned) => Some(Zones::of_disk(target, &zoned)?),
+            None => None,
+        };
+        let driver = &target.driver;
+        Ok(Self {
+            name: target.name().to_owned(),
+            is: Is::Served {
+                model: match driver.model() {
+                    Model::None => "none",
+                    Model::HostManaged => "host-managed",
+                    Model::HostAware => "host-aware",
+                },
+                serial,
+                read_only: driver.read_only(),
+                write_back: driver.write_back(),
+                queues: target.queues_offered(),
+                features: driver.features().iter_names().map(|(name, _)| name).collect(),
+            },
+            capacity_bytes: driver.capacity_sectors() * 512,
+            block_len_bytes: driver.physical_block_len_bytes(),
+            zones,
+        })
+    }
+
     fn text(&self) -> String {
-        let Zones { count, conventional, max_open, max_active, open, active, .. } = self.zones;
-        let limit = |limit: u32| if limit == 0 { "no limit".into() } else { limit.to_string() };
-        let append = match self.zones.max_append_bytes {
-            0 => "none".into(),
-            bytes => format!("up to {}", Size::from(bytes)),
-        };
-        let closed = match self.closed_cleanly {
-            true => "cleanly",
-            false => "by a kill or a power cut; the next use puts it in order",
-        };
-        let lines = [
-            ("image", self.name.clone()),
-            ("uuid", self.uuid.clone()),
-            ("format", format!("version {}", self.format_version)),
-            ("closed", closed.into()),
-            ("capacity", Size::from(self.capacity_bytes).to_string()),
-            ("takes on the host", Size::from(self.allocated_bytes).to_string()),
-            ("blocks", Size::from(u64::from(self.block_len_bytes)).to_string()),
-            ("zones", format!("{count}, {conventional} of them conventional")),
-            ("zone length", Size::from(self.zones.zone_len_bytes).to_string()),
-            ("zone capacity", Size::from(self.zones.zone_capacity_bytes).to_string()),
-            ("open", format!("{open} ({})", limit(max_open))),
-            ("active", format!("{active} ({})", limit(max_active))),
-            ("append", append),
-        ];
+        let size = |bytes: u64| Size::from(bytes).to_string();
+        let mut lines: Vec<(&str, String)> = Vec::new();
+        match &self.is {
+            Is::Image { uuid, format_version, closed_cleanly, allocated_bytes, .. } => {
+                let closed = match closed_cleanly {
+                    true => "cleanly",
+                    false => "by a kill or a power cut; the next use puts it in order",
+                };
+                lines.extend([
+                    ("image", self.name.clone()),
+                    ("uuid", uuid.clone()),
+                    ("format", format!("version {format_version}")),
+                    ("closed", closed.into()),
+                    ("capacity", size(self.capacity_bytes)),
+                    ("takes on the host", size(*allocated_bytes)),
+                ]);
+            }
+            Is::Served { model, serial, read_only, write_back, queues, features } => {
+                let cache = if *write_back { "write-back: a flush makes durable" } else { "write-through" };
+                lines.extend([
+                    ("disk", self.name.clone()),
+                    ("model", if *model == "none" { "no zones".into() } else { (*model).into() }),
+                    ("serial", serial.clone().unwrap_or_else(|| "none".into())),
+                    ("access", if *read_only { "read-only".into() } else { "read and write".into() }),
+                    ("cache", cache.into()),
+                    ("queues", queues.to_string()),
+                    ("features", features.join(" ")),
+                    ("capacity", size(self.capacity_bytes)),
+                ]);
+            }
+        }
+        lines.push(("blocks", size(self.block_len_bytes.into())));
+        if let Some(zones) = &self.zones {
+            lines.extend(zones.lines());
+        }
         let lines: Vec<_> = lines.iter().map(|(name, value)| format!("{name:18} {value}")).collect();
         lines.join("\n")
     }
+}
+
+impl Zones {
+    fn of_disk(target: &mut Target, zoned: &Zoned) -> anyhow::Result<Self> {
+        let mut zones = Self {
+            count: zoned.zones,
+            conventional: 0,
+            zone_len_bytes: bytes(zoned.zone_sectors),
+            zone_capacity_bytes: 0,
+            max_open: zoned.open_max,
+            max_active: zoned.active_max,
+            max_append_bytes: bytes(zoned.append_sectors_max),
+            open: 0,
+            active: 0,
+        };
+        target.call(|driver| {
+            for zone in VirtioBlk::zones(driver, 0)? {
+                let zone = zone?;
+                if zone.state == ZoneState::NotWp {
+                    zones.conventional += 1;
+                } else {
+                    // Each zone may have its own; the largest is what a zone of full length has.
+                    zones.zone_capacity_bytes = zones.zone_capacity_bytes.max(zone.capacity_sectors * 512);
+                }
+                let open = matches!(zone.state, ZoneState::ImplicitOpen | ZoneState::ExplicitOpen);
+                zones.open += u64::from(open);
+                zones.active += u64::from(open || zone.state == ZoneState::Closed);
+            }
+            Ok(())
+        })?;
+        if zones.zone_capacity_bytes == 0 {
+            zones.zone_capacity_bytes = zones.zone_len_bytes;
+        }
+        Ok(zones)
+    }
+
+    fn lines(&self) -> Vec<(&'static str, String)> {
+        let Self { count, conventional, max_open, max_active, open, active, .. } = self;
+        let limit = |limit: &u32| if *limit == 0 { "no limit".into() } else { format!("at most {limit}") };
+        let append = match self.max_append_bytes {
+            0 => "none".into(),
+            bytes => format!("up to {}", Size::from(bytes)),
+        };
+        vec![
+            ("zones", format!("{count}, {conventional} of them conventional")),
+            ("zone length", Size::from(self.zone_len_bytes).to_string()),
+            ("zone capacity", Size::from(self.zone_capacity_bytes).to_string()),
+            ("open", format!("{open} ({})", limit(max_open))),
+            ("active", format!("{active} ({})", limit(max_active))),
+            ("append", append),
+        ]
+    }
+}
+
+fn bytes(sectors: u32) -> u64 {
+    u64::from(sectors) * 512
 }

@@ -3,14 +3,21 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program talks to its user")]
 
 mod attach;
-mod backend;
+mod bench;
 mod cli;
 mod create;
+mod data;
+mod demo;
 mod geometry;
 mod info;
+mod parse;
+mod progress;
+mod refusal;
 mod report;
 mod serve;
 mod size;
+mod target;
+mod zones;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -19,23 +26,48 @@ use clap::Parser;
 use virtio_zbd_store::StoreError;
 
 use crate::cli::{Cli, Command};
+use crate::zones::Action;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+    // Who serves says what goes on. The others say what went wrong, in one line, and the connection's end is part of that.
+    let level = match cli.command {
+        Command::Serve(_) => "info",
+        _ => "warn,virtio_zbd_vhost_user::client=off",
+    };
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level)).init();
     let done = match cli.command {
         Command::Create(args) => create::run(&args),
         Command::Serve(args) => serve::run(&args),
+        Command::Demo => demo::run(),
         Command::Info(args) => info::run(&args),
         Command::Report(args) => report::run(&args),
+        Command::Open(args) => zones::run(&args, Action::Open),
+        Command::Close(args) => zones::run(&args, Action::Close),
+        Command::Finish(args) => zones::run(&args, Action::Finish),
+        Command::Reset(args) => zones::run(&args, Action::Reset),
+        Command::Read(args) => data::read(&args),
+        Command::Write(args) => data::write(&args),
+        Command::Append(args) => data::append(&args),
+        Command::Bench(args) => bench::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
+        // Who reads our output has seen enough (`vzbd report … | head`), and there is nothing to tell them.
+        Err(error) if is_broken_pipe(&error) => ExitCode::from(1),
         Err(error) => {
             eprintln!("vzbd: {}", in_one_line(&error));
             ExitCode::from(if error.is::<WrongCall>() { 2 } else { 1 })
         }
     }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let broken = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
+    error.downcast_ref::<io::Error>().is_some_and(broken)
+        || error
+            .downcast_ref::<serde_json::Error>()
+            .is_some_and(|error| error.io_error_kind() == Some(io::ErrorKind::BrokenPipe))
 }
 
 /// The error and its causes. Many messages name their cause already: it is not said twice.
@@ -75,6 +107,12 @@ fn say(text: &str) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "{text}")?;
     Ok(out.flush()?)
+}
+
+/// The error with a note in brackets; it ends the program as it would without.
+fn noted(error: &anyhow::Error, note: std::fmt::Arguments<'_>) -> anyhow::Error {
+    let text = format!("{} ({note})", in_one_line(error));
+    if error.is::<WrongCall>() { wrong_call(text) } else { anyhow::anyhow!(text) }
 }
 
 /// An error that says the call was wrong.

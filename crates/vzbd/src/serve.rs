@@ -8,10 +8,11 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use virtio_zbd_device::{Disk, DiskConfig};
 use virtio_zbd_store::{EngineChoice, ImageStore, OpenOptions, RamStore, RawStore, Store};
 use virtio_zbd_vhost_user::Server;
+use vzbd::DiskBackend;
 
 use crate::cli::{IoEngine, ServeArgs, Zoned};
 use crate::size::Size;
-use crate::{attach, backend::DiskBackend, geometry, say, store_error, wrong_call};
+use crate::{attach, geometry, say, store_error, wrong_call};
 
 /// Length of a disk in RAM where none is given.
 const RAM_SIZE_BYTES: u64 = 1 << 30;
@@ -39,7 +40,7 @@ pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<()> {
         log::debug!("nobody reads the greeting: {error}");
     }
 
-    let served = server.serve(&DiskBackend(Arc::clone(&disk)), &stop);
+    let served = server.serve(&DiskBackend::new(Arc::clone(&disk)), &stop);
     // The queues are stopped and drained: now what they wrote is made to last, however the serving ended.
     let closed = disk.close().with_context(|| format!("{} could not be closed cleanly", args.target));
     served?;
@@ -92,7 +93,7 @@ fn disk_line(store: &dyn Store, args: &ServeArgs) -> String {
 }
 
 /// A socket that becomes readable on SIGTERM or SIGINT.
-fn stop_signal() -> std::io::Result<UnixStream> {
+pub(crate) fn stop_signal() -> std::io::Result<UnixStream> {
     let (ours, theirs) = UnixStream::pair()?;
     signal_hook::low_level::pipe::register(SIGTERM, theirs.try_clone()?)?;
     signal_hook::low_level::pipe::register(SIGINT, theirs)?;

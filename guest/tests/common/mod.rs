@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "each test program uses its part")]
 #![allow(clippy::panic, reason = "a test fails this way")]
 
+pub(crate) mod machine;
+
 use std::fmt::Display;
 use std::path::Path;
 use std::time::Duration;

@@ -7,6 +7,7 @@
 //! | [`disk`] | an honest disk, zoned or regular, as plain as the rules tell it |
 //! | [`transport`] | a `Transport` that joins these, and the places where a test makes it lie |
 //! | [`rig`] | the driver on all of it |
+//! | [`fuzz`] | what a fuzzer does with it |
 //!
 //! The device works inside `notify`, on the driver's thread: no time, no thread, no system call, so that all of it runs under Miri.
 //! What the *driver* does wrong (a buffer that is not shared, a queue set up too early, memory taken back while the device holds it)
@@ -22,6 +23,7 @@
 )]
 
 pub mod disk;
+pub mod fuzz;
 pub mod memory;
 pub mod rig;
 pub mod ring;

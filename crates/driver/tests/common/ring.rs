@@ -77,14 +77,29 @@ impl Ring {
         }
         let ahead = idx.wrapping_sub(self.next_avail);
         assert!(ahead <= self.size, "the available index is {ahead} ahead in a queue of {}", self.size);
-        let slot = u64::from(self.next_avail % self.size);
-        let head = self.read_u16(self.avail + AVAIL_ENTRIES_OFFSET_BYTES + 2 * slot);
-        self.next_avail = self.next_avail.wrapping_add(1);
+        let head = self.next_head();
         let chain = self.follow(head, indirect_allowed);
         for piece in chain.pieces() {
             memory::hold(piece.addr, piece.len);
         }
         Some(chain)
+    }
+
+    /// As [`Self::pop`], without following the chain: for a device that has lied, to which the driver owes nothing any more.
+    pub fn pop_blindly(&mut self) -> Option<Chain> {
+        let idx = self.read_u16(self.avail + AVAIL_IDX_OFFSET_BYTES);
+        if idx == self.next_avail {
+            self.set_avail_event(self.next_avail);
+            return None;
+        }
+        let head = self.next_head();
+        Some(Chain { head, readable: Vec::new(), writable: Vec::new(), indirect_table: None })
+    }
+
+    fn next_head(&mut self) -> u16 {
+        let slot = u64::from(self.next_avail % self.size);
+        self.next_avail = self.next_avail.wrapping_add(1);
+        self.read_u16(self.avail + AVAIL_ENTRIES_OFFSET_BYTES + 2 * slot)
     }
 
     /// Puts one element into the used ring and publishes it. Says whether the driver wants to be interrupted (2.7.7).
@@ -110,6 +125,13 @@ impl Ring {
     pub fn advance(&mut self, by: u16) {
         self.used_idx = self.used_idx.wrapping_add(by);
         memory::write(self.used + USED_IDX_OFFSET_BYTES, &self.used_idx.to_le_bytes());
+    }
+
+    /// The id in the used element that is published as the `ahead`-th from now on: of old, if nothing was written there since.
+    pub fn id_ahead(&self, ahead: u16) -> u32 {
+        let slot = u64::from(self.used_idx.wrapping_add(ahead) % self.size);
+        let id = memory::read(self.used + USED_ENTRIES_OFFSET_BYTES + 8 * slot, 4);
+        u32::from_le_bytes(id.try_into().expect("four bytes"))
     }
 
     /// Asks the driver for notifications, or to save them.
@@ -187,10 +209,11 @@ impl Chain {
     }
 
     /// The device has given the chain back.
-    pub fn let_go(&self) {
+    pub fn let_go(&mut self) {
         for piece in self.pieces() {
             memory::let_go(piece.addr, piece.len);
         }
+        (self.readable, self.writable, self.indirect_table) = (Vec::new(), Vec::new(), None);
     }
 
     fn pieces(&self) -> impl Iterator<Item = &Piece> {

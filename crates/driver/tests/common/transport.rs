@@ -53,6 +53,8 @@ pub struct Face {
     pub holds_answers: bool,
     /// Notifications are not wanted, and not heard.
     pub deaf: bool,
+    /// Whether the driver is held to SIZE_MAX and SEG_MAX. Not where they change under it.
+    pub checks_limits: bool,
     /// The disk behind it.
     pub disk: Disk,
 }
@@ -174,6 +176,8 @@ struct Inner {
     queues: Vec<Option<Ring>>,
     notified: Vec<u64>,
     held: Vec<Held>,
+    /// See [`FakeDevice::lose_track`].
+    lost: bool,
     lies: Vec<Lie>,
     log: Vec<Logged>,
 }
@@ -203,6 +207,7 @@ impl FakeDevice {
             interrupts: InterruptStatus::empty(),
             holds_answers: false,
             deaf: false,
+            checks_limits: true,
             disk: Disk::new(shape),
         };
         Self(Arc::new(Mutex::new(Inner {
@@ -213,6 +218,7 @@ impl FakeDevice {
             queues: Vec::new(),
             notified: vec![0; queues],
             held: Vec::new(),
+            lost: false,
             lies: Vec::new(),
             log: Vec::new(),
         })))
@@ -318,9 +324,29 @@ impl FakeDevice {
         self.inner().serve(queue);
     }
 
+    /// From now on the device reads and writes no chain, and only the used ring tells of them. After a lie about ids one can't know which
+    /// chains the driver takes for its own, and when.
+    pub fn lose_track(&self) {
+        let inner = &mut *self.inner();
+        inner.lost = true;
+        for held in &mut inner.held {
+            held.chain.let_go();
+        }
+    }
+
+    /// Says that a chain is used, whatever was done to it.
+    pub fn used(&self, queue: u16, id: u32, len: u32) {
+        self.inner().used(queue, id, len);
+    }
+
+    /// Moves a queue's used index over elements that were not written.
+    pub fn jump(&self, queue: u16, by: u16) {
+        self.inner().jump(queue, by);
+    }
+
     /// Changes a queue's ring by hand.
     pub fn ring<R>(&self, queue: u16, with: impl FnOnce(&mut Ring) -> R) -> R {
-        with(self.inner().queues[usize::from(queue)].as_mut().expect("a queue that is set up"))
+        with(self.inner().ring(queue))
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -396,9 +422,10 @@ impl Inner {
     }
 
     fn reset(&mut self) {
-        for held in self.held.drain(..) {
+        for mut held in self.held.drain(..) {
             held.chain.let_go();
         }
+        self.lost = false;
         for ring in self.queues.drain(..).flatten() {
             ring.let_go();
         }
@@ -425,11 +452,17 @@ impl Inner {
 
     /// Does all that is in the ring.
     fn serve(&mut self, queue: u16) {
-        let indirect = self.has(Features::INDIRECT_DESC);
+        let (indirect, lost) = (self.has(Features::INDIRECT_DESC), self.lost);
         while let Some(ring) = self.queues.get_mut(usize::from(queue)).and_then(Option::as_mut)
-            && let Some(chain) = ring.pop(indirect)
+            && let Some(chain) = if lost { ring.pop_blindly() } else { ring.pop(indirect) }
         {
-            self.execute(queue, chain);
+            if lost {
+                let used = vec![(chain.head.into(), 0)];
+                let reply = Reply { data: Vec::new(), in_header: Vec::new(), used, idx_jump: 0 };
+                self.held.push(Held { queue, chain, reply: Some(reply) });
+            } else {
+                self.execute(queue, chain);
+            }
             if !self.face.holds_answers {
                 self.deliver_all(queue);
             }
@@ -449,7 +482,9 @@ impl Inner {
         };
         assert_eq!(header.reserved.get(), 0, "the header's reserved field");
         assert!(self.face.status.contains(DeviceStatus::DRIVER_OK), "a request before DRIVER_OK");
-        self.check_limits(&chain);
+        if self.face.checks_limits {
+            self.check_limits(&chain);
+        }
         let zoned = self.has(Features::ZONED);
         let answer =
             self.face.disk.request(request.kind, request.sector, &request.data, request.room(), zoned);
@@ -497,21 +532,45 @@ impl Inner {
         let mut waiting = self.held.iter_mut().filter(|held| held.queue == queue && held.reply.is_some());
         let held = waiting.nth(index).expect("a finished request");
         let reply = held.reply.take().expect("its answer");
-        held.chain.write(0, &reply.data);
-        let end = held.chain.writable_len();
-        held.chain.write(end - reply.in_header.len(), &reply.in_header);
-        let ring = self.queues[usize::from(queue)].as_mut().expect("a queue that is set up");
-        for &(id, len) in &reply.used {
-            // As the driver sees it, the chain of this id is its own again.
-            let given = |held: &Held| held.queue == queue && u32::from(held.chain.head) == (id & 0xffff);
-            if let Some(index) = self.held.iter().position(given) {
-                self.held.remove(index).chain.let_go();
-            }
-            if ring.push(id, len) {
-                self.face.interrupts |= InterruptStatus::QUEUE_INTERRUPT;
-            }
+        if !self.lost {
+            held.chain.write(0, &reply.data);
+            let end = held.chain.writable_len();
+            held.chain.write(end - reply.in_header.len(), &reply.in_header);
         }
-        ring.advance(reply.idx_jump);
+        for &(id, len) in &reply.used {
+            self.used(queue, id, len);
+        }
+        self.jump(queue, reply.idx_jump);
+    }
+
+    fn used(&mut self, queue: u16, id: u32, len: u32) {
+        self.let_go(queue, id);
+        if self.ring(queue).push(id, len) {
+            self.face.interrupts |= InterruptStatus::QUEUE_INTERRUPT;
+        }
+    }
+
+    /// Moves the used index over elements that were not written.
+    fn jump(&mut self, queue: u16, by: u16) {
+        for ahead in 0..by.min(self.ring(queue).size()) {
+            let id = self.ring(queue).id_ahead(ahead);
+            self.let_go(queue, id);
+        }
+        if by != 0 {
+            self.ring(queue).advance(by);
+        }
+    }
+
+    /// As the driver sees it, the chain of this id is its own again.
+    fn let_go(&mut self, queue: u16, id: u32) {
+        let given = |held: &Held| held.queue == queue && u32::from(held.chain.head) == id;
+        if let Some(index) = self.held.iter().position(given) {
+            self.held.remove(index).chain.let_go();
+        }
+    }
+
+    fn ring(&mut self, queue: u16) -> &mut Ring {
+        self.queues.get_mut(usize::from(queue)).and_then(Option::as_mut).expect("a queue that is set up")
     }
 }
 

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test is a crate of its own and uses its part")]
 
+pub mod backend;
 pub mod guest;
 pub mod peer;
 pub mod toy;

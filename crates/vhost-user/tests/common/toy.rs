@@ -80,6 +80,11 @@ impl Toy {
         self.shared.running.lock().unwrap().clone()
     }
 
+    /// Changes a byte of the configuration space, without telling anybody.
+    pub fn set_config(&self, offset: usize, byte: u8) {
+        self.shared.config.lock().unwrap()[offset] = byte;
+    }
+
     /// The way to the front-end that connected last.
     pub fn frontend(&self) -> FrontendNotifier {
         self.shared.frontend.lock().unwrap().clone().unwrap()

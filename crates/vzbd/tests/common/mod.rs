@@ -1,7 +1,7 @@
 //! The program under test: run to its end, or serving until dropped.
 #![allow(dead_code, reason = "each test file uses its part")]
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -18,12 +18,47 @@ pub(crate) fn vzbd<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> Output {
     Command::new(VZBD).args(args).stdin(Stdio::null()).output().unwrap()
 }
 
+/// Runs `vzbd` to its end with these bytes on its standard input.
+pub(crate) fn vzbd_with_input<S: AsRef<std::ffi::OsStr>>(args: &[S], input: &[u8]) -> Output {
+    let (stdin, stdout, stderr) = (Stdio::piped(), Stdio::piped(), Stdio::piped());
+    let mut child = Command::new(VZBD).args(args).stdin(stdin).stdout(stdout).stderr(stderr).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    // What is printed is short: it waits in the pipes. A program that does not want its input may end before.
+    let _ = stdin.write_all(input);
+    drop(stdin);
+    child.wait_with_output().unwrap()
+}
+
 /// Runs `vzbd`, which must succeed. Returns what it printed.
 #[track_caller]
 pub(crate) fn vzbd_ok<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> String {
     let output = vzbd(args);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// Runs `vzbd` with these bytes on its standard input; it must succeed. Returns what it printed.
+#[track_caller]
+pub(crate) fn vzbd_takes<S: AsRef<std::ffi::OsStr>>(args: &[S], input: &[u8]) -> String {
+    let output = vzbd_with_input(args, input);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Runs `vzbd`, which must succeed. Returns the bytes that it printed.
+#[track_caller]
+pub(crate) fn vzbd_bytes<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> Vec<u8> {
+    let output = vzbd(args);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
+}
+
+/// Runs `vzbd` with `--json`, which must succeed. Returns what it printed.
+#[track_caller]
+pub(crate) fn vzbd_json(args: &[&str]) -> serde_json::Value {
+    let mut args = args.to_vec();
+    args.push("--json");
+    serde_json::from_str(&vzbd_ok(&args)).unwrap()
 }
 
 /// Runs `vzbd`, which must fail with this exit status. Returns what it said.
@@ -103,6 +138,11 @@ impl Daemon {
 
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// The socket as an argument.
+    pub(crate) fn socket(&self) -> &str {
+        self.socket.to_str().unwrap()
     }
 
     /// Sends a signal.

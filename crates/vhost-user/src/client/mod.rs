@@ -1,0 +1,39 @@
+//! The front-end side: a plain process drives a device behind a vhost-user socket.
+//!
+//! [`VhostUserTransport`] is a [`Transport`](virtio_drivers::transport::Transport) for the drivers that stand
+//! on the `virtio-drivers` crate; their memory comes from [`ArenaHal`], and buffers in an [`ArenaBuffer`] are
+//! not copied.
+//!
+//! ```no_run
+//! use std::path::Path;
+//! use virtio_drivers::transport::{DeviceStatus, Transport};
+//! use virtio_zbd_vhost_user::client::{ConnectOptions, VhostUserTransport};
+//!
+//! let mut transport = VhostUserTransport::connect(Path::new("disk.sock"), &ConnectOptions::default())?;
+//! transport.set_status(DeviceStatus::ACKNOWLEDGE);
+//! let features = transport.read_device_features();
+//! # Ok::<(), virtio_zbd_vhost_user::client::ConnectError>(())
+//! ```
+//!
+//! # What is asked of a back-end
+//!
+//! Split rings, and no more: MQ, REPLY_ACK, BACKEND_REQ, CONFIG, RESET_DEVICE and STATUS are used as far as they
+//! are offered. Without MQ there is one queue; without CONFIG there is no configuration space; without STATUS
+//! the answer to SET_FEATURES says whether features are accepted, and without REPLY_ACK they always are.
+//!
+//! What it says is not trusted: sizes, numbers and file descriptors of every message are checked, each
+//! exchange is bounded in time, and what is wrong ends the connection with a [`Lost`] that says why.
+
+mod arena;
+mod back;
+mod channel;
+mod config;
+mod link;
+mod lost;
+mod queue;
+mod session;
+mod transport;
+
+pub use self::arena::{ArenaBuffer, ArenaError, ArenaHal};
+pub use self::lost::{ConnectError, Lost, Monitor};
+pub use self::transport::{ConnectOptions, VhostUserTransport};

@@ -1,0 +1,446 @@
+//! One connection to a back-end, from the first message to the last: what is sent when.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::thread;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags};
+use virtio_drivers::transport::DeviceStatus;
+
+use super::arena::Arena;
+use super::back::BackChannel;
+use super::channel::Deadline;
+use super::config::{Config, longest};
+use super::link::Link;
+use super::queue::{Events, Place, Queue, take_event};
+use super::{Lost, Monitor};
+use crate::message::ProtocolFeatures;
+
+/// How often a stopped queue is looked at until what was in flight is done.
+const DRAIN_PAUSE: Duration = Duration::from_millis(1);
+
+/// A connection.
+#[derive(Debug)]
+pub(super) struct Session {
+    link: Link,
+    monitor: Monitor,
+    arena: &'static Arena,
+    back: Option<BackChannel>,
+    config: Config,
+    queues: Vec<Queue>,
+    driver_features: u64,
+    /// What the driver has set, without what the device did not take.
+    status: DeviceStatus,
+    interrupt: Interrupt,
+}
+
+/// What has happened and was not asked for yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Interrupt {
+    /// The device has called for a queue.
+    pub(super) used: bool,
+    /// The configuration space has changed.
+    pub(super) config: bool,
+}
+
+/// Why the driver's write to the configuration space was not done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum ConfigFault {
+    Missing,
+    TooSmall,
+    Refused,
+    Lost,
+}
+
+impl Session {
+    /// Begins a connection on a connected socket, up to where a driver can begin.
+    pub(super) fn begin(
+        socket: OwnedFd,
+        timeout: Duration,
+        monitor: Monitor,
+        arena: &'static Arena,
+    ) -> Result<Self, Lost> {
+        let link = Link::begin(socket, timeout)?;
+        let mut queues = Vec::new();
+        queues.resize_with(link.ask_queue_count()?.into(), Queue::default);
+        let back = link.open_back_channel()?;
+        Ok(Self {
+            link,
+            monitor,
+            arena,
+            back,
+            config: Config::new(),
+            queues,
+            driver_features: 0,
+            status: DeviceStatus::empty(),
+            interrupt: Interrupt::default(),
+        })
+    }
+
+    /// How many queues the device has, at most 256.
+    pub(super) fn queue_count(&self) -> usize {
+        self.queues.len()
+    }
+
+    /// The queue of an index.
+    pub(super) fn queue_mut(&mut self, queue: u16) -> Option<&mut Queue> {
+        self.queues.get_mut(usize::from(queue))
+    }
+
+    /// The virtio features on offer, as far as a driver here may accept them.
+    pub(super) fn features(&mut self) -> Result<u64, Lost> {
+        self.attempt(|session| session.link.ask_features())
+    }
+
+    /// What will be sent when FEATURES_OK is set.
+    pub(super) fn set_driver_features(&mut self, features: u64) {
+        self.driver_features = features;
+    }
+
+    /// Does `step` unless the connection is lost already. If it gets lost now, all ends here.
+    fn attempt<T>(&mut self, step: impl FnOnce(&mut Self) -> Result<T, Lost>) -> Result<T, Lost> {
+        if let Some(lost) = self.monitor.lost() {
+            return Err(lost);
+        }
+        step(self).inspect_err(|lost| self.lose(lost))
+    }
+
+    fn lose(&mut self, lost: &Lost) {
+        log::error!("the connection to the back-end is lost: {lost}");
+        self.monitor.set(Some(lost.clone()));
+        if lost.is_repairable() {
+            return;
+        }
+        // A back-end that has rings may go on working on them, whatever has become of the socket.
+        if self.is_running() {
+            self.arena.quarantine();
+        }
+        self.queues.iter_mut().for_each(|queue| queue.running = None);
+        self.back = None;
+        self.link.close();
+    }
+}
+
+/// The device status, and what hangs on it.
+impl Session {
+    /// What the device's status is; DEVICE_NEEDS_RESET if the connection is lost.
+    pub(super) fn status(&mut self) -> DeviceStatus {
+        let status = self.attempt(|session| {
+            session.look(None, Deadline::after(Duration::ZERO))?;
+            if session.link.has(ProtocolFeatures::STATUS) {
+                session.link.ask_status()
+            } else {
+                Ok(session.status)
+            }
+        });
+        status.unwrap_or(self.status | DeviceStatus::DEVICE_NEEDS_RESET)
+    }
+
+    /// The driver sets the status. What the device does not take shows in [`status`](Self::status).
+    pub(super) fn set_status(&mut self, status: DeviceStatus) -> Result<(), Lost> {
+        if status.is_empty() { self.reset() } else { self.attempt(|session| session.advance(status)) }
+    }
+
+    fn advance(&mut self, mut status: DeviceStatus) -> Result<(), Lost> {
+        let new = status & !self.status;
+        if self.status.is_empty() {
+            self.read_config()?;
+        }
+        let mut told = None;
+        if new.contains(DeviceStatus::FEATURES_OK) {
+            let mut accepted = self.link.tell_features(self.driver_features)?;
+            if accepted && self.link.has(ProtocolFeatures::STATUS) {
+                self.link.tell_status(status & !DeviceStatus::DRIVER_OK)?;
+                accepted = self.link.ask_status()?.contains(DeviceStatus::FEATURES_OK);
+                told = Some(status & !DeviceStatus::DRIVER_OK);
+            }
+            if accepted {
+                self.link.tell_memory(self.arena)?;
+            } else {
+                // The device has cleared it by itself, or was not told of it.
+                status.remove(DeviceStatus::FEATURES_OK);
+                told = told.map(|told| told & !DeviceStatus::FEATURES_OK);
+            }
+        }
+        let start = DeviceStatus::FEATURES_OK | DeviceStatus::DRIVER_OK;
+        if new.contains(DeviceStatus::DRIVER_OK) && status.contains(start) {
+            self.start_queues()?;
+        }
+        if self.link.has(ProtocolFeatures::STATUS) && told != Some(status) {
+            self.link.tell_status(status)?;
+        }
+        self.link.settle()?;
+        self.status = status;
+        Ok(())
+    }
+
+    /// Status 0: all rings are stopped, and the device forgets everything but the connection.
+    fn reset(&mut self) -> Result<(), Lost> {
+        let result = match self.monitor.lost() {
+            Some(lost) if !lost.is_repairable() => Err(lost),
+            _ => {
+                self.monitor.set(None);
+                self.attempt(Self::reset_device)
+            }
+        };
+        self.queues.iter_mut().for_each(|queue| *queue = Queue::default());
+        self.status = DeviceStatus::empty();
+        self.interrupt = Interrupt::default();
+        self.driver_features = 0;
+        result
+    }
+
+    fn reset_device(&mut self) -> Result<(), Lost> {
+        let count = u16::try_from(self.queues.len()).unwrap_or(u16::MAX);
+        self.stop_queues(0..count)?;
+        if self.link.has(ProtocolFeatures::STATUS) {
+            self.link.tell_status(DeviceStatus::empty())?;
+        } else if self.link.has(ProtocolFeatures::RESET_DEVICE) && !self.status.is_empty() {
+            self.link.reset_device()?;
+        }
+        self.link.settle()
+    }
+}
+
+/// Queues.
+impl Session {
+    /// The driver says where a queue is. It is started with DRIVER_OK, or at once if that is set.
+    pub(super) fn place_queue(&mut self, index: u16, place: Place) -> Result<(), Lost> {
+        self.attempt(|session| {
+            let Some(queue) = session.queue_mut(index) else {
+                return Err(Lost::QueueUnusable { queue: index, reason: "the device has no such queue" });
+            };
+            queue.place = Some(place);
+            if session.status.contains(DeviceStatus::DRIVER_OK | DeviceStatus::FEATURES_OK) {
+                session.start_queue(index, place)?;
+                session.link.settle()?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Stops a queue and forgets it.
+    pub(super) fn unset_queue(&mut self, index: u16) -> Result<(), Lost> {
+        // A queue that the back-end has given up is stopped all the same: its memory is free afterwards.
+        let stopped = match self.monitor.lost() {
+            Some(lost) if !lost.is_repairable() => Err(lost),
+            _ => self.stop_queues(std::iter::once(index)).inspect_err(|lost| self.lose(lost)),
+        };
+        if let Some(queue) = self.queue_mut(index) {
+            *queue = Queue::default();
+        }
+        stopped
+    }
+
+    /// True if a queue was started and not stopped.
+    pub(super) fn is_running(&self) -> bool {
+        self.queues.iter().any(|queue| queue.running.is_some())
+    }
+
+    fn start_queues(&mut self) -> Result<(), Lost> {
+        let places: Vec<_> = self
+            .queues
+            .iter()
+            .enumerate()
+            .filter(|(_, queue)| queue.running.is_none())
+            .filter_map(|(index, queue)| Some((u16::try_from(index).ok()?, queue.place?)))
+            .collect();
+        places.into_iter().try_for_each(|(index, place)| self.start_queue(index, place))
+    }
+
+    fn start_queue(&mut self, index: u16, place: Place) -> Result<(), Lost> {
+        self.link.place_queue(index, self.arena, place)?;
+        let Some(queue) = self.queues.get_mut(usize::from(index)) else { return Ok(()) };
+        queue.called = false;
+        // From the kick on the back-end may use the memory.
+        let events = queue.running.insert(Events::new()?);
+        self.link.start_queue(index, events)
+    }
+
+    /// Stops those of `queues` that run, in an orderly way: the back-end is done with their memory afterwards.
+    /// All of them together take no longer than one exchange may.
+    fn stop_queues(&mut self, queues: impl Iterator<Item = u16>) -> Result<(), Lost> {
+        let deadline = self.link.deadline();
+        let mut stopped = Vec::new();
+        for index in queues {
+            if self.queue_mut(index).is_none_or(|queue| queue.running.is_none()) {
+                continue;
+            }
+            let taken = self.link.stop_queue(index, deadline)?;
+            if let Some(queue) = self.queue_mut(index) {
+                queue.running = None;
+                queue.called = false;
+                stopped.extend(queue.place.map(|place| (index, place.used, taken)));
+            }
+        }
+        stopped.into_iter().for_each(|(index, used, taken)| self.drain(index, used, taken, deadline));
+        Ok(())
+    }
+
+    /// A back-end should have done all that it took before it answers GET_VRING_BASE. QEMU's library does not
+    /// wait for it. What is still in flight is given the time that is left; then the memory is given up.
+    fn drain(&self, index: u16, used_addr: u64, taken: u16, deadline: Deadline) {
+        // The used ring: flags, then the index.
+        let used = || self.arena.load_u16(used_addr.wrapping_add(2));
+        while used() != Some(taken) {
+            if deadline.is_over() {
+                log::warn!(
+                    "queue {index} was stopped with requests in flight: their memory is not used again"
+                );
+                self.arena.quarantine();
+                return;
+            }
+            thread::sleep(DRAIN_PAUSE);
+        }
+    }
+}
+
+/// Interrupts.
+impl Session {
+    /// Waits until the device calls for a queue: true. Or until the time is over: false.
+    pub(super) fn wait_used(&mut self, index: u16, timeout: Duration) -> Result<bool, Lost> {
+        if self.queue_mut(index).is_some_and(|queue| std::mem::take(&mut queue.called)) {
+            return Ok(true);
+        }
+        let deadline = Deadline::after(timeout);
+        self.attempt(|session| {
+            loop {
+                let ready = session.look(Some(index), deadline)?;
+                if session.queue_mut(index).is_some_and(|queue| std::mem::take(&mut queue.called)) {
+                    return Ok(true);
+                }
+                // A back-end that never stops talking does not hold anybody.
+                if !ready || deadline.is_over() {
+                    return Ok(false);
+                }
+            }
+        })
+    }
+
+    /// What has happened since this was asked last.
+    pub(super) fn take_interrupt(&mut self) -> Interrupt {
+        // A loss is the monitor's to tell.
+        let _ = self.attempt(|session| session.look(None, Deadline::after(Duration::ZERO)));
+        for queue in &mut self.queues {
+            if queue.running.as_ref().is_some_and(|events| take_event(&events.call)) {
+                queue.called = true;
+                self.interrupt.used = true;
+            }
+        }
+        std::mem::take(&mut self.interrupt)
+    }
+
+    /// Waits until something happens on the connection or for queue `wanted`, takes note of it, and returns
+    /// true; or false if the time is over. Without a queue: on the connection, or until any queue is given up.
+    fn look(&mut self, wanted: Option<u16>, deadline: Deadline) -> Result<bool, Lost> {
+        let failed = |errno| Lost::System { action: "wait for the back-end", errno };
+        let watched: Vec<(u16, &Events)> = (self.queues.iter().zip(0_u16..))
+            .filter(|(_, index)| wanted.is_none_or(|wanted| wanted == *index))
+            .filter_map(|(queue, index)| Some((index, queue.running.as_ref()?)))
+            .collect();
+        let readable = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
+        let mut fds = vec![readable(self.link.as_fd())];
+        fds.extend(watched.iter().map(|(_, events)| readable(events.err.as_fd())));
+        // Without a queue nobody waits: calls are not looked for.
+        let calls = watched.iter().filter(|_| wanted.is_some());
+        fds.extend(calls.map(|(_, events)| readable(events.call.as_fd())));
+        fds.extend(self.back.as_ref().map(|back| readable(back.as_fd())));
+        if !deadline.poll(&mut fds).map_err(failed)? {
+            return Ok(false);
+        }
+        let is_ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
+        let spoke = fds.first().is_some_and(is_ready);
+        let broken =
+            watched.iter().zip(fds.iter().skip(1)).find(|(_, fd)| is_ready(fd)).map(|(queue, _)| queue.0);
+
+        // What is done is told before what is broken: a completion must not get lost with its device.
+        if let Some(queue) = wanted.and_then(|index| self.queue_mut(index))
+            && queue.running.as_ref().is_some_and(|events| take_event(&events.call))
+        {
+            queue.called = true;
+            self.interrupt.used = true;
+            return Ok(true);
+        }
+        self.hear()?;
+        match broken {
+            Some(queue) => Err(Lost::QueueFailed { queue }),
+            None if spoke => Err(self.link.why_readable()),
+            None => Ok(true),
+        }
+    }
+
+    /// Takes what the back-end has to say on its own.
+    fn hear(&mut self) -> Result<(), Lost> {
+        let Some(back) = &mut self.back else { return Ok(()) };
+        let heard = back.hear()?;
+        if heard.config_changed {
+            self.config.stale = true;
+            self.interrupt.config = true;
+        }
+        if heard.closed {
+            self.back = None;
+        }
+        Ok(())
+    }
+}
+
+/// The configuration space.
+impl Session {
+    /// Reads it anew; the generation tells whether it has changed.
+    pub(super) fn config_generation(&mut self) -> u32 {
+        // If the connection is lost the generation stays, so that a reader who compares comes to an end.
+        let _ = self.attempt(|session| {
+            session.hear()?;
+            session.read_config()
+        });
+        self.config.generation
+    }
+
+    /// Some bytes of the configuration space, as it was read last.
+    pub(super) fn config(&mut self, offset: usize, len_bytes: usize) -> Result<&[u8], ConfigFault> {
+        let read = self.attempt(|session| {
+            let unread = session.config.asked_bytes.is_none();
+            if session.config.stale || unread { session.read_config() } else { Ok(()) }
+        });
+        read.map_err(|_| ConfigFault::Lost)?;
+        match self.config.get(offset, len_bytes) {
+            _ if self.config.bytes.is_empty() => Err(ConfigFault::Missing),
+            Some(bytes) => Ok(bytes),
+            None => Err(ConfigFault::TooSmall),
+        }
+    }
+
+    /// Writes some bytes of the configuration space, and reads it back.
+    pub(super) fn write_config(&mut self, offset: usize, data: &[u8]) -> Result<(), ConfigFault> {
+        self.config(offset, data.len())?;
+        let offset_bytes = u32::try_from(offset).map_err(|_| ConfigFault::TooSmall)?;
+        let done = self.attempt(|session| {
+            let done = session.link.tell_config(offset_bytes, data)?;
+            session.read_config()?;
+            Ok(done)
+        });
+        match done {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(ConfigFault::Refused),
+            Err(_) => Err(ConfigFault::Lost),
+        }
+    }
+
+    fn read_config(&mut self) -> Result<(), Lost> {
+        if !self.link.has(ProtocolFeatures::CONFIG) {
+            return Ok(());
+        }
+        let bytes = match self.config.asked_bytes {
+            Some(0) => None,
+            Some(asked) => self.link.ask_config(asked)?,
+            None => {
+                // QEMU's library refuses a length beyond what its device has: find out what that is.
+                let found = longest(|length| self.link.ask_config(length))?;
+                self.config.asked_bytes = Some(found.as_ref().map_or(0, |(length, _)| *length));
+                found.map(|(_, bytes)| bytes)
+            }
+        };
+        let renewed = self.config.renew(bytes.unwrap_or_default());
+        renewed.map_err(|unsteady| Lost::ConfigUnsteady { reads: unsteady.reads })
+    }
+}

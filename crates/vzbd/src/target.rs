@@ -1,0 +1,326 @@
+//! What a command works on: a socket, or an image that is served in this process while the command runs. Either way it is
+//! our own driver at the end of a vhost-user connection, so that a command does the same to both.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use virtio_zbd_driver::{Error, Options, Transport, VirtioBlk, Wait, Waited, ZoneSupport, Zoned};
+use virtio_zbd_store::{ImageFault, ImageStore, OpenOptions, RawStore, Store, StoreError};
+use virtio_zbd_vhost_user::client::{
+    ArenaBuffer, ArenaHal, ConnectError, ConnectOptions, Lost, Monitor, VhostUserTransport,
+};
+use vzbd::{ServeOptions, ServedDisk};
+
+use crate::cli::{TargetArgs, Zoned as Model};
+use crate::refusal;
+use crate::{store_error, wrong_call};
+
+/// Our driver on a vhost-user socket.
+pub(crate) type Driver = VirtioBlk<ArenaHal, VhostUserTransport, ArenaBuffer>;
+
+/// What the command is going to do with the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Look only: an image is opened for reading, beside other readers.
+    Read,
+    /// Change it; what was done is flushed at the end.
+    Write,
+}
+
+/// A disk in use by a command.
+pub(crate) struct Target {
+    pub(crate) driver: Driver,
+    name: String,
+    monitor: Monitor,
+    timeout: Duration,
+    access: Access,
+    queues_offered: u16,
+    /// Where this process serves the disk itself.
+    served: Option<ServedDisk>,
+}
+
+impl Target {
+    /// Takes the disk into use, with one queue.
+    ///
+    /// # Errors
+    /// There is no such disk, somebody else has it, or what answers is no disk.
+    pub(crate) fn open(args: &TargetArgs, access: Access) -> anyhow::Result<Self> {
+        Self::with(args, access, Options::default())
+    }
+
+    /// As [`open`](Self::open), with as many queues and descriptors as `options` say.
+    pub(crate) fn with(args: &TargetArgs, access: Access, options: Options) -> anyhow::Result<Self> {
+        if is_socket(&args.target)? {
+            if args.zoned.is_some() {
+                return Err(wrong_call(
+                    "--zoned goes with files; who serves a socket knows what is behind it",
+                ));
+            }
+            return Self::attach(&args.target, &args.target, args.timeout, access, options, None);
+        }
+        let store = store(args, access)?;
+        // A directory of our own: nobody else can connect. The connection needs no name once it is made.
+        let place = private_dir().context("there is no place for a socket")?;
+        let socket = place.path().join("disk.sock");
+        let serve = ServeOptions { queues: options.queues.max(1), ..ServeOptions::default() };
+        let served = ServedDisk::start(store, serve, &socket)
+            .with_context(|| format!("{} can't be served", args.target.display()))?;
+        Self::attach(&args.target, &socket, args.timeout, access, options, Some(served))
+    }
+
+    /// Attaches to the back-end at `socket`; messages call it `name`.
+    pub(crate) fn attach(
+        name: &Path,
+        socket: &Path,
+        timeout: Duration,
+        access: Access,
+        options: Options,
+        served: Option<ServedDisk>,
+    ) -> anyhow::Result<Self> {
+        let name = name.display().to_string();
+        let connect = ConnectOptions { timeout, ..ConnectOptions::default() };
+        let transport =
+            VhostUserTransport::connect(socket, &connect).map_err(|error| unconnected(&name, &error))?;
+        let (monitor, queues_offered) = (transport.monitor(), transport.queue_count());
+        let wait = Patience { timeout, end: Instant::now() };
+        let options = Options { zones: ZoneSupport::Yes, ..options };
+        let driver = match VirtioBlk::with(transport, options, wait, ArenaBuffer::zeroed) {
+            Ok(driver) => driver,
+            Err(error) => return Err(failure(&name, &monitor, timeout, &error)),
+        };
+        Ok(Self { driver, name, monitor, timeout, access, queues_offered, served })
+    }
+
+    /// What messages call the disk.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// How many queues the back-end has.
+    pub(crate) fn queues_offered(&self) -> u16 {
+        self.queues_offered
+    }
+
+    /// Whether this process serves the disk itself.
+    pub(crate) fn is_offline(&self) -> bool {
+        self.served.is_some()
+    }
+
+    /// The zones.
+    ///
+    /// # Errors
+    /// The disk has none.
+    pub(crate) fn zoned(&self) -> anyhow::Result<Zoned> {
+        self.driver
+            .zoned()
+            .copied()
+            .ok_or_else(|| wrong_call(format!("{}: the disk has no zones", self.name)))
+    }
+
+    /// Does one thing with the disk, and turns an error into one that a person can read.
+    ///
+    /// # Errors
+    /// What the driver said, with the zone's state and what to do about it, or why the connection was lost.
+    pub(crate) fn call<T>(
+        &mut self,
+        call: impl FnOnce(&mut Driver) -> Result<T, Error>,
+    ) -> anyhow::Result<T> {
+        call(&mut self.driver).map_err(|error| self.explain(&error))
+    }
+
+    /// An error of the driver, for a person.
+    pub(crate) fn explain(&mut self, error: &Error) -> anyhow::Error {
+        match error {
+            Error::Device { request, sector, status } => {
+                let said = refusal::text(&mut self.driver, *request, *sector, *status);
+                anyhow::anyhow!("{}: {said}", self.name)
+            }
+            error => failure(&self.name, &self.monitor, self.timeout, error),
+        }
+    }
+
+    /// Ends the use: flushes what a command has changed, and closes a disk of our own.
+    ///
+    /// # Errors
+    /// What was done may not be durable.
+    pub(crate) fn close(mut self) -> anyhow::Result<()> {
+        if self.access == Access::Write && !self.driver.read_only() {
+            self.call(VirtioBlk::flush)?;
+        }
+        // The connection first, then who is behind it.
+        drop(self.driver);
+        match self.served {
+            Some(served) => {
+                served.stop().with_context(|| format!("{} could not be closed cleanly", self.name))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// Sleeps until the device calls, as long as it may take for one answer.
+struct Patience {
+    timeout: Duration,
+    end: Instant,
+}
+
+impl Wait<VhostUserTransport> for Patience {
+    fn wait(&mut self, transport: &mut VhostUserTransport, queue: u16, turn: u64) -> Waited {
+        let now = Instant::now();
+        if turn == 0 {
+            self.end = now + self.timeout;
+        }
+        let left = self.end.saturating_duration_since(now);
+        if left.is_zero() {
+            return Waited::GiveUp;
+        }
+        match transport.wait_used(queue, left) {
+            Ok(true) => Waited::Again,
+            Ok(false) => {
+                // A changed configuration wakes us until we have taken note of it.
+                transport.ack_interrupt();
+                Waited::Again
+            }
+            Err(_) => Waited::Gone,
+        }
+    }
+}
+
+/// Why there is no answer to be had from the disk.
+fn failure(name: &str, monitor: &Monitor, timeout: Duration, error: &Error) -> anyhow::Error {
+    match (error, monitor.lost()) {
+        (Error::Invalid(invalid), _) => wrong_call(format!("{name}: {invalid}")),
+        // Before the connection: a disk that does not answer may not answer the messages either that end it.
+        (Error::TimedOut, _) => anyhow::anyhow!(
+            "{name}: the disk took a request and did not answer it in {}; --timeout waits longer",
+            seconds(timeout)
+        ),
+        // Whatever the driver made of it, this is where it began.
+        (_, Some(lost)) => anyhow::anyhow!("{name}: {}", lost_text(&lost)),
+        (error, None) => anyhow::anyhow!("{name}: {error}"),
+    }
+}
+
+fn unconnected(name: &str, error: &ConnectError) -> anyhow::Error {
+    match error {
+        ConnectError::Socket { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+            wrong_call(format!("{name}: there is no such socket"))
+        }
+        ConnectError::Socket { source, .. } if source.kind() == io::ErrorKind::ConnectionRefused => {
+            anyhow::anyhow!("{name}: nobody listens on this socket; was `vzbd serve` ended? Start it again")
+        }
+        ConnectError::Socket { action, source, .. } => anyhow::anyhow!("{name}: can't {action}: {source}"),
+        ConnectError::Lost { lost, .. } => anyhow::anyhow!("{name}: {}", lost_text(lost)),
+        ConnectError::Memory(error) => anyhow::anyhow!("{name}: {error}"),
+        ConnectError::NoQueues { .. } => anyhow::anyhow!("{name}: the back-end says that it has no queues"),
+    }
+}
+
+/// Why the connection was lost, and what may be done.
+fn lost_text(lost: &Lost) -> String {
+    let hint = match lost {
+        // The message itself asks whether somebody else is connected.
+        Lost::TimedOut { .. } => "; --timeout waits longer",
+        Lost::Closed { request: Some(_) } => {
+            "; its log should say why, if it is a vhost-user back-end at all"
+        }
+        Lost::Closed { request: None } => "; was it ended? Its log should say why",
+        Lost::NotTheReply { .. } | Lost::ReplySize { .. } | Lost::Unrequested => {
+            "; is it a vhost-user back-end?"
+        }
+        _ => "",
+    };
+    format!("{lost}{hint}")
+}
+
+/// Whether the target is an image, by what it is and by what the call says that it is.
+///
+/// # Errors
+/// There is nothing of that name.
+pub(crate) fn is_image(args: &TargetArgs) -> anyhow::Result<bool> {
+    Ok(!is_socket(&args.target)? && args.zoned != Some(Model::None))
+}
+
+/// Whether `path` is a socket.
+fn is_socket(path: &Path) -> anyhow::Result<bool> {
+    match fs::metadata(path) {
+        Ok(file) => Ok(file.file_type().is_socket()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && path == Path::new("ram") => {
+            Err(wrong_call("`ram` is a disk of `vzbd serve` only; name the socket where it is served"))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err(wrong_call(format!("{}: there is no such socket or image ({error})", path.display())))
+        }
+        Err(error) => Err(anyhow::anyhow!("{}: {error}", path.display())),
+    }
+}
+
+/// The disk in a file that nobody serves.
+fn store(args: &TargetArgs, access: Access) -> anyhow::Result<Arc<dyn Store>> {
+    let read_only = access == Access::Read;
+    let path = &args.target;
+    if args.zoned == Some(Model::None) {
+        refuse_zoned_device(path)?;
+        return Ok(Arc::new(RawStore::open(path, read_only).map_err(in_use)?));
+    }
+    let options = OpenOptions { read_only, ..OpenOptions::default() };
+    let store = ImageStore::open(path, options).map_err(|error| match error {
+        StoreError::Image { fault: ImageFault::NotAFile { .. } | ImageFault::NotAnImage { .. }, .. } => {
+            anyhow::anyhow!("{error} (--zoned none uses a file or device as a disk without zones)")
+        }
+        error => in_use(error),
+    })?;
+    Ok(Arc::new(store))
+}
+
+/// A store's error; with the way to a disk that is being served.
+pub(crate) fn in_use(error: StoreError) -> anyhow::Error {
+    match error {
+        StoreError::InUse { .. } => {
+            anyhow::anyhow!("{error}; if it is being served, use the socket where it is served instead")
+        }
+        error => store_error(error),
+    }
+}
+
+/// A zoned device of the host, taken for a disk without zones, would refuse most of what is written.
+fn refuse_zoned_device(path: &Path) -> anyhow::Result<()> {
+    let Ok(file) = fs::metadata(path) else { return Ok(()) };
+    if !file.file_type().is_block_device() {
+        return Ok(());
+    }
+    let (major, minor) = (rustix::fs::major(file.rdev()), rustix::fs::minor(file.rdev()));
+    let model = fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/queue/zoned"));
+    match model.as_deref().map(str::trim) {
+        Ok("host-managed") => Err(wrong_call(format!(
+            "{} is a zoned device of this host, and those can't be used yet; util-linux' blkzone can",
+            path.display()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// A directory that is ours alone, with a path that leaves room for a socket's name.
+pub(crate) fn private_dir() -> io::Result<tempfile::TempDir> {
+    /// A socket's path has 107 bytes.
+    const PATH_LEN_MAX: usize = 80;
+    let dir = match std::env::temp_dir() {
+        dir if dir.as_os_str().len() <= PATH_LEN_MAX => dir,
+        _ => "/tmp".into(),
+    };
+    let made = tempfile::Builder::new().prefix("vzbd-").tempdir_in(&dir);
+    made.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", dir.display())))
+}
+
+/// A duration as it is given on the command line.
+pub(crate) fn seconds(timeout: Duration) -> String {
+    match timeout.as_secs_f64() {
+        1.0 => "1 second".into(),
+        seconds => format!("{seconds} seconds"),
+    }
+}

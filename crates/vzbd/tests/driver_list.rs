@@ -1,0 +1,256 @@
+//! Our driver on our device, in this process: the whole test list on disks of all shapes.
+//!
+//! `DRIVER_SEED=n` repeats the random parts of a run, which print it.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test fails this way")]
+
+mod driver;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use driver::{assert_passed, attach, list, seed};
+use virtio_zbd_checks::{Peer, Verdict};
+use virtio_zbd_driver::Options;
+use virtio_zbd_store::{CreateOptions, EngineChoice, ImageStore, OpenOptions, RamStore, RawStore, Store};
+use virtio_zbd_zones::{Geometry, GeometryConfig};
+use vzbd::{ServeOptions, ServedDisk};
+
+/// 17 zones of 1 MiB, the last a runt; 768 KiB capacity, 2 conventional, 4 open, 6 active, 4 KiB blocks.
+const SHAPE: GeometryConfig = GeometryConfig {
+    capacity_sectors: 16 * 2048 + 512,
+    zone_sectors: 2048,
+    zone_capacity_sectors: 1536,
+    conventional_zones: 2,
+    max_open_zones: 4,
+    max_active_zones: 6,
+    max_append_sectors: 256,
+    write_granularity_bytes: 4096,
+};
+
+/// What no zoned disk of ours can be asked.
+const ZONED: [&str; 8] = [
+    "plain: a read-only disk",
+    "plain: discard",
+    "plain: write zeroes",
+    "plain: write zeroes and unmap",
+    "plain: secure erase",
+    "plain: zone commands on a disk without zones",
+    "zoned: writes of less than the granularity (V26)",
+    "zoned: secure erase resets whole zones (V32)",
+];
+
+/// What needs conventional zones.
+const CONVENTIONAL: [&str; 7] = [
+    "plain: reads and writes of all sizes",
+    "plain: reads and writes at random places",
+    "plain: long transfers",
+    "plain: many requests on all queues",
+    "plain: calls between requests in flight",
+    "zoned: conventional zones are not managed (V13, V14)",
+    "zoned: from the last conventional zone into a sequential one (V25)",
+];
+
+/// What needs APPEND.
+const APPEND: [&str; 6] = [
+    "zoned: an append in every state (V20)",
+    "zoned: an append to a finished zone",
+    "zoned: appends one by one (V23)",
+    "zoned: many appends in flight on all queues (V23)",
+    "zoned: appends to several zones at a time",
+    "zoned: an append beyond the capacity (V22)",
+];
+
+fn serve(store: Arc<dyn Store>, queues: u16, engine: EngineChoice, with: impl FnOnce(&Path)) {
+    let place = tempfile::tempdir().unwrap();
+    let options = ServeOptions { queues, engine, ..ServeOptions::default() };
+    let disk = ServedDisk::start(store, options, &place.path().join("disk.sock")).unwrap();
+    with(disk.socket());
+    disk.stop().unwrap();
+}
+
+fn options(queues: u16) -> Options {
+    Options { queues, ..Options::default() }
+}
+
+/// The list on a disk in RAM of this shape.
+#[track_caller]
+fn ram(shape: GeometryConfig, queues: u16, not_here: &[&[&str]]) {
+    let store = Arc::new(RamStore::new(Geometry::new(shape).unwrap()).unwrap());
+    serve(store, queues, EngineChoice::Auto, |socket| {
+        assert_passed(&list(socket, options(queues), &Peer::EXACT), &not_here.concat());
+    });
+}
+
+/// The list on an image of this shape.
+#[track_caller]
+fn image(shape: GeometryConfig, queues: u16, engine: EngineChoice, not_here: &[&[&str]]) {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("disk.zbd");
+    ImageStore::create(&path, Geometry::new(shape).unwrap(), CreateOptions::default()).unwrap();
+    let store = Arc::new(ImageStore::open(&path, OpenOptions::default()).unwrap());
+    serve(store, queues, engine, |socket| {
+        assert_passed(&list(socket, options(queues), &Peer::EXACT), &not_here.concat());
+    });
+}
+
+#[test]
+fn a_disk_in_ram() {
+    ram(SHAPE, 1, &[&ZONED]);
+    ram(SHAPE, 4, &[&ZONED]);
+}
+
+#[test]
+fn an_image_with_io_uring_where_it_is_allowed() {
+    image(SHAPE, 4, EngineChoice::Auto, &[&ZONED]);
+}
+
+#[test]
+fn an_image_with_pread_and_pwrite() {
+    image(SHAPE, 1, EngineChoice::Sync, &[&ZONED]);
+}
+
+#[test]
+fn without_conventional_zones() {
+    ram(GeometryConfig { conventional_zones: 0, ..SHAPE }, 2, &[&ZONED, &CONVENTIONAL]);
+}
+
+#[test]
+fn a_capacity_of_the_whole_zone() {
+    ram(GeometryConfig { zone_capacity_sectors: 2048, ..SHAPE }, 2, &[&ZONED]);
+}
+
+#[test]
+fn a_zone_size_that_is_no_power_of_two() {
+    let shape = GeometryConfig {
+        capacity_sectors: 14 * 1208 + 40,
+        zone_sectors: 1208,
+        zone_capacity_sectors: 1000,
+        ..SHAPE
+    };
+    ram(shape, 2, &[&ZONED]);
+    image(shape, 2, EngineChoice::Auto, &[&ZONED]);
+}
+
+#[test]
+fn no_runt() {
+    ram(GeometryConfig { capacity_sectors: 16 * 2048, ..SHAPE }, 2, &[&ZONED]);
+}
+
+#[test]
+fn small_limits() {
+    let appends_to_several = ["zoned: appends to several zones at a time"];
+    for (max_open_zones, max_active_zones) in [(1, 1), (1, 2), (2, 2), (3, 0)] {
+        let shape = GeometryConfig { max_open_zones, max_active_zones, ..SHAPE };
+        let mut not_here = ZONED.to_vec();
+        if max_open_zones == 1 {
+            not_here.extend(appends_to_several);
+        }
+        if max_active_zones == 0 {
+            not_here.push("zoned: the active limit (V8, V15)");
+        }
+        ram(shape, 2, &[&not_here]);
+    }
+}
+
+#[test]
+fn no_limits() {
+    let shape = GeometryConfig { max_open_zones: 0, max_active_zones: 0, ..SHAPE };
+    let limits = [
+        "zoned: the open limit, explicitly (V7, V15)",
+        "zoned: the open limit, implicitly (V27)",
+        "zoned: the active limit (V8, V15)",
+    ];
+    ram(shape, 2, &[&ZONED, &limits]);
+}
+
+#[test]
+fn b5_no_append() {
+    ram(GeometryConfig { max_append_sectors: 0, ..SHAPE }, 2, &[&ZONED, &APPEND]);
+}
+
+#[test]
+fn blocks_of_512_bytes() {
+    ram(GeometryConfig { write_granularity_bytes: 512, max_append_sectors: 7, ..SHAPE }, 2, &[&ZONED]);
+}
+
+#[test]
+fn a_shallow_queue() {
+    let store = Arc::new(RamStore::new(Geometry::new(SHAPE).unwrap()).unwrap());
+    serve(store, 3, EngineChoice::Auto, |socket| {
+        let options = Options { queues: 3, queue_depth: 8, ..Options::default() };
+        assert_passed(&list(socket, options, &Peer::EXACT), &ZONED);
+    });
+}
+
+#[test]
+fn a_read_only_disk() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("disk.zbd");
+    ImageStore::create(&path, Geometry::new(SHAPE).unwrap(), CreateOptions::default()).unwrap();
+    let store = ImageStore::open(&path, OpenOptions { read_only: true, ..OpenOptions::default() }).unwrap();
+    serve(Arc::new(store), 2, EngineChoice::Auto, |socket| {
+        let lines = list(socket, options(2), &Peer::EXACT);
+        let passed = lines.iter().filter(|line| matches!(line.verdict, Verdict::Passed(_)));
+        let passed: Vec<_> = passed.map(|line| line.check).collect();
+        assert!(driver::failed(&lines).is_empty());
+        for check in [
+            "plain: the disk is what it should be",
+            "plain: id",
+            "plain: flush",
+            "plain: a read-only disk",
+            "plain: the disk's last block",
+            "plain: ranges beyond the disk",
+            "plain: empty and misaligned transfers",
+            "plain: queues filled to the brim",
+            "zoned: a report of all zones",
+            "zoned: reports from the middle, the last zone, beyond the disk",
+        ] {
+            assert!(passed.contains(&check), "{check}: {passed:#?}");
+        }
+    });
+}
+
+/// What no plain disk of ours can be asked.
+const PLAIN: [&str; 4] = [
+    "plain: a read-only disk",
+    "plain: secure erase",
+    "plain: requests that the disk does not offer",
+    "zoned: everything",
+];
+
+#[test]
+fn a_plain_disk() {
+    let store = Arc::new(RamStore::plain(24 << 20).unwrap());
+    serve(store, 4, EngineChoice::Auto, |socket| {
+        let lines = list(socket, options(4), &Peer::EXACT_PLAIN);
+        assert_passed(&lines, &PLAIN[..1]);
+    });
+}
+
+#[test]
+fn a_plain_file() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("disk.raw");
+    std::fs::File::create(&path).unwrap().set_len(24 << 20).unwrap();
+    for engine in [EngineChoice::Auto, EngineChoice::Sync] {
+        let store = Arc::new(RawStore::open(&path, false).unwrap());
+        serve(store, 2, engine, |socket| {
+            assert_passed(&list(socket, options(2), &Peer::EXACT_PLAIN), &PLAIN);
+        });
+    }
+}
+
+/// `DRIVER_STEPS=n` makes it as long as wanted.
+#[test]
+fn many_random_requests() {
+    let steps = std::env::var("DRIVER_STEPS").map_or(4000, |steps| steps.parse().unwrap());
+    let store = Arc::new(RamStore::new(Geometry::new(SHAPE).unwrap()).unwrap());
+    serve(store, 4, EngineChoice::Auto, |socket| {
+        let mut disk = attach(socket, options(4)).unwrap();
+        let seed = seed();
+        let summary = virtio_zbd_checks::run_random(&mut disk, &Peer::EXACT, seed, steps, &mut |line| {
+            println!("{line}")
+        });
+        assert_eq!((summary.passed, summary.failed), (1, 0));
+    });
+}

@@ -1,0 +1,8 @@
+//! Fuzz target: what a device says in its used rings.
+//! The body is `fuzz::ring` in `crates/driver/tests/common/fuzz.rs`; `cargo test -p virtio-zbd-driver --test seeds` runs it without a fuzzer.
+#![no_main]
+
+#[path = "../../crates/driver/tests/common/mod.rs"]
+mod common;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| common::fuzz::ring(data));

@@ -1,0 +1,48 @@
+//! One-liners for tests that run the bare-metal kernel.
+
+use std::time::Duration;
+
+use virtio_zbd_guest::{BareMetal, Machine, Qemu, Report, TestMachine, Verdict, cache};
+
+use super::OrFail;
+
+/// Repeats a run's random parts.
+const SEED_VARIABLE: &str = "CHECKS_SEED";
+
+/// Long for the whole list on an emulated processor, short for a test run that hangs.
+pub(crate) const KERNEL_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// A machine with the kernel of this source tree, without disks.
+pub(crate) fn test_machine(machine: Machine) -> TestMachine {
+    let qemu = Qemu::cached().or_fail("no QEMU");
+    let kernel = BareMetal::build().or_fail("no kernel");
+    TestMachine::new(&qemu, &kernel, machine)
+}
+
+/// A machine whose kernel runs the driver's test list, with what the list calls `peer` in mind.
+pub(crate) fn list_machine(machine: Machine, peer: &str) -> TestMachine {
+    let seed = std::env::var(SEED_VARIABLE).ok().map(|seed| seed.parse().unwrap());
+    let seed = seed.unwrap_or_else(|| fastrand::u64(..));
+    println!("{SEED_VARIABLE}={seed}");
+    test_machine(machine).word(format!("peer={peer}")).word(format!("seed={seed}"))
+}
+
+/// Runs it when it is our turn.
+pub(crate) fn run(machine: &TestMachine) -> Report {
+    let _turn = cache::take_turn().or_fail("no turn");
+    machine.run(KERNEL_TIMEOUT).or_fail("run the machine")
+}
+
+/// Runs it; each check of the list must pass or not be possible there. Gives back what the kernel printed.
+pub(crate) fn pass_list(machine: &TestMachine) -> String {
+    let Report { verdict, console } = run(machine);
+    assert_eq!(verdict, Verdict::Passed, "{:?}\n{console}", machine.argv());
+    assert_list_was_run(&console);
+    console
+}
+
+/// A kernel that stopped early may think well of itself: the list's last check and its count must be there.
+pub(crate) fn assert_list_was_run(console: &str) {
+    assert!(console.contains("\nok        random: requests beside a model"), "{console}");
+    assert!(console.contains(" passed, 0 failed, "), "{console}");
+}
