@@ -5,4 +5,4 @@
 #[path = "../../crates/driver/tests/common/mod.rs"]
 mod common;
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| common::fuzz::config(data));
+libfuzzer_sys::fuzz_target!(init: common::fuzz::write_seeds("config"), |data: &[u8]| common::fuzz::config(data));

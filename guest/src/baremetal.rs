@@ -39,7 +39,7 @@ impl BareMetal {
         }
         run_logged(&mut command, "building the bare-metal kernel", &log, &mut |_| {})?;
         let _ = fs::remove_file(&log);
-        Ok(BareMetal { path: target.join("debug/virtio-zbd-baremetal") })
+        Ok(BareMetal { path: target.join("debug/test-kernel") })
     }
 
     /// The kernel's file, for QEMU's `-kernel`.

@@ -48,6 +48,9 @@ pub const GUEST_TOOLS: &[Package] = &[
     Package { name: "util-linux", sign: Sign::Program("blkzone") },
 ];
 
+/// What compiles the fuzzer.
+pub const FUZZER: &[Package] = &[Package { name: "g++", sign: Sign::Program("g++") }];
+
 /// The names of those that are not there.
 #[must_use]
 pub fn missing(wanted: &[Package]) -> Vec<&'static str> {

@@ -26,7 +26,10 @@ pub fn guest_init() -> Result<PathBuf> {
 }
 
 /// Cargo's build directory, `target`.
-pub(crate) fn target_dir() -> Result<PathBuf> {
+///
+/// # Errors
+/// Nobody can say where the running program is.
+pub fn target_dir() -> Result<PathBuf> {
     let mut dir = profile_dir()?;
     dir.pop();
     Ok(dir)

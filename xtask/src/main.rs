@@ -3,7 +3,9 @@
 
 mod baremetal;
 mod cargo;
+mod fuzz;
 mod guest;
+mod miri;
 mod test;
 
 use std::io::Write;
@@ -24,6 +26,8 @@ enum Task {
     Guest(Box<guest::Args>),
     Baremetal(baremetal::Args),
     Test(test::Args),
+    Fuzz(fuzz::Args),
+    Miri(miri::Args),
     /// Build the guests' Linux kernel unless it is in the cache, and print its path.
     Kernel,
     /// Download a QEMU with zoned disks unless the machine has one (or it is in the cache), and print its path.
@@ -37,6 +41,8 @@ fn main() -> ExitCode {
         Task::Guest(args) => (guest::run(&args), guest::OWN_FAILURE),
         Task::Baremetal(args) => (baremetal::run(&args), 1),
         Task::Test(args) => (test::run(&args), 1),
+        Task::Fuzz(args) => (fuzz::run(&args), 1),
+        Task::Miri(args) => (miri::run(&args), 1),
         Task::Kernel => (print_path(Kernel::ensure(&mut say).map(|kernel| kernel.path().to_path_buf())), 1),
         Task::Qemu => (print_path(Qemu::ensure(&mut say).map(|qemu| qemu.path().to_path_buf())), 1),
     };

@@ -7,11 +7,15 @@ use virtio_zbd_guest::packages::{self, GUEST_TOOLS};
 use virtio_zbd_guest::{BareMetal, Kernel, Qemu};
 
 use crate::cargo::cargo;
-use crate::say;
+use crate::{fuzz, miri, say};
 
 const GUEST_PACKAGE: &str = "virtio-zbd-guest";
 
-/// Run all tests: unit, property, protocol and guest tests, and before them all of the set-up that they need.
+/// How long each fuzz target runs: enough to see that it works, and for what a change broke badly.
+const FUZZ_SECONDS: u32 = 10;
+
+/// Run all tests: unit, property, protocol and guest tests, and before them all of the set-up that they need; after them the
+/// fuzz targets for a moment, and Miri where it is installed.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Leave out the tests that boot a guest (and the set-up for them)
@@ -41,6 +45,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         test(&["--package", GUEST_PACKAGE, "--lib", "--bins"])?;
     } else {
         test(&["--workspace"])?;
+    }
+    // Whoever asked for some tests wants those.
+    if args.cargo_test.is_empty() {
+        fuzz::run(&fuzz::Args { seconds: FUZZ_SECONDS, targets: Vec::new() })?;
+        miri::run_if_installed()?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -135,6 +135,13 @@ impl<'a> Rig<'a> {
         Ok(wanted)
     }
 
+    /// How many sequential zones may be written at a time, at most `wanted`.
+    pub(crate) fn at_once(&self, wanted: usize) -> usize {
+        let limits = self.disk.zoned().map_or([0; 2], |zoned| [zoned.open_max, zoned.active_max]);
+        let limits = limits.into_iter().filter(|max| *max != 0);
+        limits.fold(wanted, |least, max| usize::try_from(max).map_or(least, |max| max.min(least)))
+    }
+
     /// The unit of writes to sequential zones, in sectors: block and write granularity.
     pub(crate) fn grain_sectors(&self) -> u64 {
         let granularity_bytes = self.disk.zoned().map_or(512, |zoned| zoned.write_granularity_bytes);

@@ -8,9 +8,7 @@ use std::sync::{Arc, Mutex};
 use common::rig::{Blk, TURNS_MAX, allocate, assert_usable, attach_with, expected_zones, rig, zones};
 use common::{FakeDevice, Logged, SECTOR, Shape, Watch, on_both_hals};
 use virtio_drivers::transport::InterruptStatus;
-use virtio_zbd_driver::{
-    Command, DeviceError, Done, Error, Hal, Invalid, Options, Token, VirtioBlk, Waited,
-};
+use virtio_zbd_driver::{Command, DeviceError, Done, Error, Hal, Invalid, Options, Token, VirtioBlk, Waited};
 use virtio_zbd_spec::{Features, RequestType, Status, ZoneState};
 
 on_both_hals!(
@@ -44,17 +42,29 @@ fn sent(device: &FakeDevice) -> Vec<(RequestType, u64, usize)> {
 }
 
 fn pattern(len: usize, seed: u8) -> Vec<u8> {
-    (0..len).map(|n| (n / SECTOR).to_le_bytes()[0].wrapping_mul(7) ^ n.to_le_bytes()[0] ^ seed).collect()
+    let sector = |n: usize| [n.to_le_bytes()[0].wrapping_mul(7) ^ seed; SECTOR];
+    let mut bytes: Vec<u8> = Vec::with_capacity(len.next_multiple_of(SECTOR));
+    for n in 0..len.div_ceil(SECTOR) {
+        bytes.extend_from_slice(&sector(n));
+    }
+    // Bytes of a sector differ, too; not all of them, since Miri counts each step.
+    for (n, byte) in bytes.iter_mut().enumerate().step_by(if cfg!(miri) { 97 } else { 1 }) {
+        *byte ^= n.to_le_bytes()[0];
+    }
+    bytes.truncate(len);
+    bytes
 }
 
 fn what_each_call_sends<H: Hal>() {
     use RequestType::{
-        Flush, GetId, In, Out, ZoneAppend, ZoneClose, ZoneFinish, ZoneOpen, ZoneReport, ZoneReset, ZoneResetAll,
+        Flush, GetId, In, Out, ZoneAppend, ZoneClose, ZoneFinish, ZoneOpen, ZoneReport, ZoneReset,
+        ZoneResetAll,
     };
     let _watch = Watch::begin();
     let (device, mut disk) = rig::<H>(Shape::default());
     assert_eq!(sent(&device), [(ZoneReport, 0, 64 + 64 * 9)]);
-    let state = |device: &FakeDevice, zone: usize| device.disk(|disk| (disk.zones[zone].state, disk.zones[zone].wp));
+    let state =
+        |device: &FakeDevice, zone: usize| device.disk(|disk| (disk.zones[zone].state, disk.zones[zone].wp));
 
     disk.write(128, &[1; 4096]).unwrap();
     assert_eq!(sent(&device), [(Out, 128, 4096)]);
@@ -68,7 +78,10 @@ fn what_each_call_sends<H: Hal>() {
     disk.close_zone(128).unwrap();
     assert_eq!((sent(&device), state(&device, 2)), (vec![(ZoneClose, 128, 0)], (ZoneState::Closed, 152)));
     disk.open_zone(128).unwrap();
-    assert_eq!((sent(&device), state(&device, 2)), (vec![(ZoneOpen, 128, 0)], (ZoneState::ExplicitOpen, 152)));
+    assert_eq!(
+        (sent(&device), state(&device, 2)),
+        (vec![(ZoneOpen, 128, 0)], (ZoneState::ExplicitOpen, 152))
+    );
     assert_eq!(disk.zone(150).unwrap().write_pointer_sector, Some(152));
     assert_eq!(sent(&device), [(ZoneReport, 128, 128)]);
     disk.finish_zone(128).unwrap();
@@ -89,16 +102,22 @@ fn what_each_call_sends<H: Hal>() {
 
 fn reads_and_writes_in_pieces<H: Hal>() {
     let _watch = Watch::begin();
-    for (size_max, seg_max) in [(512, 1), (512, 3), (1000, 5), (1536, 1), (4096, 16), (700, 2)] {
+    let limits = [(512, 1), (1000, 5), (512, 3), (1536, 1), (4096, 16), (700, 2)];
+    for (size_max, seg_max) in limits.into_iter().take(if cfg!(miri) { 2 } else { 6 }) {
         for indirect in [true, false] {
-            let mut shape =
-                Shape { size_max: Some(size_max), seg_max: Some(seg_max), queue_size: 32, ..Shape::regular() };
+            let mut shape = Shape {
+                size_max: Some(size_max),
+                seg_max: Some(seg_max),
+                queue_size: 32,
+                ..Shape::regular()
+            };
             shape.more.set(Features::INDIRECT_DESC, indirect);
             let (device, mut disk) = rig::<H>(shape);
             let limit = disk.limits().transfer_len_bytes_max;
             let most = usize::try_from(size_max * seg_max).unwrap();
             assert_eq!(limit, most - most % 512);
-            for (sector, sectors) in [(0_u64, 1_usize), (5, 7), (100, 40), (1023, 1), (1000, 24)] {
+            let places = [(5_u64, 7_usize), (1023, 1), (0, 1), (100, 40), (1000, 24)];
+            for (sector, sectors) in places.into_iter().take(if cfg!(miri) { 2 } else { 5 }) {
                 let data = pattern(sectors * SECTOR, sector.to_le_bytes()[0]);
                 disk.write(sector, &data).unwrap();
                 let mut back = vec![0; data.len()];
@@ -163,7 +182,10 @@ fn pieces_of_data_in_segments<H: Hal>() {
         disk.write(0, &pattern(len, 9)).unwrap();
         disk.read(0, &mut vec![0; len]).unwrap();
         let [write, read] = &device.take_log()[..] else { panic!() };
-        assert_eq!((write.readable[0], &write.readable[1..], &write.writable[..]), (16, &expected[..], &[1][..]));
+        assert_eq!(
+            (write.readable[0], &write.readable[1..], &write.writable[..]),
+            (16, &expected[..], &[1][..])
+        );
         let (in_header, data) = read.writable.split_last().unwrap();
         assert_eq!((&read.readable[..], data, *in_header), (&[16][..], &expected[..], 1));
     }
@@ -292,7 +314,10 @@ fn calls_that_can_not_be_made<H: Hal>() {
     let no_queue = Invalid::NoSuchQueue { queue: 1, queues: 1 };
     assert_eq!(invalid(disk.notify(1)), no_queue);
     assert_eq!(invalid(disk.complete(1).map(drop)), no_queue);
-    assert_eq!(invalid(disk.submit(1, Command::Flush).map(drop).map_err(|rejected| rejected.error)), no_queue);
+    assert_eq!(
+        invalid(disk.submit(1, Command::Flush).map(drop).map_err(|rejected| rejected.error)),
+        no_queue
+    );
     assert_eq!(disk.in_flight(1), 0);
     assert_eq!(sent(&device), []);
     assert_usable(&device, &mut disk);
@@ -452,8 +477,8 @@ fn requests_on_several_queues<H: Hal>() {
     device.face(|face| face.holds_answers = true);
     // Appends to one zone on all queues, answered in another order than given.
     let mut appends = Vec::new();
-    for queue in [0, 1, 2, 0, 1, 2] {
-        let buffer = vec![appends.len() as u8 + 1; 4096];
+    for (queue, byte) in [0, 1, 2, 0, 1, 2].into_iter().zip(1..) {
+        let buffer = vec![byte; 4096];
         let token = disk.submit(queue, Command::Append { zone_start_sector: 128, buffer }).unwrap();
         disk.notify(queue).unwrap();
         appends.push((queue, token));

@@ -94,8 +94,8 @@ fn never_answering_what_was_submitted<H: Hal>() {
     let _watch = Watch::begin();
     let (device, mut disk) = rig::<H>(Shape::default());
     device.lie_to(RequestType::Out, |_, reply| reply.drop_it());
-    let mut tokens: Vec<Token> = (0..3)
-        .map(|n| disk.submit(0, Command::Write { sector: n, buffer: vec![n as u8; 512] }).unwrap())
+    let mut tokens: Vec<Token> = (0..3_u8)
+        .map(|n| disk.submit(0, Command::Write { sector: n.into(), buffer: vec![n; 512] }).unwrap())
         .collect();
     disk.notify(0).unwrap();
     // Looking never waits.
@@ -111,7 +111,7 @@ fn never_answering_what_was_submitted<H: Hal>() {
         back.push((done.token, done.buffer.unwrap()));
     }
     back.sort();
-    let expected: Vec<(Token, Vec<u8>)> = tokens.drain(..).zip((0..3).map(|n| vec![n; 512])).collect();
+    let expected: Vec<(Token, Vec<u8>)> = tokens.drain(..).zip((0..3_u8).map(|n| vec![n; 512])).collect();
     assert_eq!(back, expected);
     assert_broken(&device, &mut disk);
 }

@@ -2,7 +2,12 @@
 //! rings: every result, every byte, every zone.
 //!
 //! `DRIVER_SEED=n` repeats a run, `DRIVER_OPS=n` sets how many operations each test makes.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test says loudly what is wrong")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test says loudly what is wrong"
+)]
 
 mod common;
 
@@ -178,7 +183,13 @@ fn replay(
 }
 
 /// A request of one piece.
-fn once(oracle: &mut Disk, kind: RequestType, sector: u64, data: &[u8], seen: &mut Seen) -> Result<u64, Error> {
+fn once(
+    oracle: &mut Disk,
+    kind: RequestType,
+    sector: u64,
+    data: &[u8],
+    seen: &mut Seen,
+) -> Result<u64, Error> {
     let answer = oracle.request(kind.into(), sector, data, 0, oracle.shape.is_zoned());
     seen.take(answer.status);
     match device_error(answer.status) {
@@ -241,14 +252,17 @@ fn call<H: Hal>(
         RequestType::ZoneResetAll,
     ];
     let ranges = [RequestType::Discard, RequestType::WriteZeroes, RequestType::SecureErase];
-    let kind = if zoned { *rng.choice(&kinds).unwrap() } else { *rng.choice(&[&kinds[..5], &ranges].concat()).unwrap() };
+    let kind = if zoned {
+        *rng.choice(&kinds).unwrap()
+    } else {
+        *rng.choice(&[&kinds[..5], &ranges].concat()).unwrap()
+    };
     match kind {
         RequestType::In => {
             let (sector, sectors) = place(rng, oracle, 60);
             let mut back = vec![0xaa; usize::try_from(sectors).unwrap() * SECTOR];
             let result = disk.read(sector, &mut back);
-            let (expected, read) =
-                replay(oracle, kind, sector, &[], back.len(), &device.take_log(), seen);
+            let (expected, read) = replay(oracle, kind, sector, &[], back.len(), &device.take_log(), seen);
             assert_eq!(result, expected);
             assert!(back[..read.len()] == read, "{sectors} sectors at {sector}");
         }
@@ -279,10 +293,18 @@ fn call<H: Hal>(
             let zone = expected_zones(oracle)[oracle.zone_of(sector).unwrap()];
             assert_eq!(disk.zone(sector), Ok(zone));
         }
-        RequestType::ZoneOpen => assert_eq!(disk.open_zone(start).map(|()| 0), once(oracle, kind, start, &[], seen)),
-        RequestType::ZoneClose => assert_eq!(disk.close_zone(start).map(|()| 0), once(oracle, kind, start, &[], seen)),
-        RequestType::ZoneFinish => assert_eq!(disk.finish_zone(start).map(|()| 0), once(oracle, kind, start, &[], seen)),
-        RequestType::ZoneReset => assert_eq!(disk.reset_zone(start).map(|()| 0), once(oracle, kind, start, &[], seen)),
+        RequestType::ZoneOpen => {
+            assert_eq!(disk.open_zone(start).map(|()| 0), once(oracle, kind, start, &[], seen))
+        }
+        RequestType::ZoneClose => {
+            assert_eq!(disk.close_zone(start).map(|()| 0), once(oracle, kind, start, &[], seen))
+        }
+        RequestType::ZoneFinish => {
+            assert_eq!(disk.finish_zone(start).map(|()| 0), once(oracle, kind, start, &[], seen))
+        }
+        RequestType::ZoneReset => {
+            assert_eq!(disk.reset_zone(start).map(|()| 0), once(oracle, kind, start, &[], seen))
+        }
         RequestType::ZoneResetAll if rng.u8(..6) == 0 => {
             assert_eq!(disk.reset_all_zones().map(|()| 0), once(oracle, kind, 0, &[], seen));
         }
@@ -337,7 +359,12 @@ fn many_requests_on_many_queues<H: Hal>() {
         let options = Options { queues: 3, queue_depth: 16, ..Options::default() };
         let mut disk: Blk<H> = VirtioBlk::with(device.transport(), options, wait, allocate).unwrap();
         device.face(|face| face.holds_answers = true);
-        let mut work = Work { device: &device, given: BTreeMap::new(), expected: BTreeMap::new(), seen: Seen::default() };
+        let mut work = Work {
+            device: &device,
+            given: BTreeMap::new(),
+            expected: BTreeMap::new(),
+            seen: Seen::default(),
+        };
         for _ in 0..OPS_PER_DISK {
             let queue = rng.u16(..3);
             match rng.u8(..10) {
@@ -400,7 +427,11 @@ impl Work<'_> {
             6..=7 if !zoned => {
                 let (sector, sectors) = place(rng, oracle, 8);
                 let sectors = u32::try_from(sectors).unwrap().min(8);
-                let range = DiscardWriteZeroes { sector: sector.into(), num_sectors: sectors.into(), flags: 0.into() };
+                let range = DiscardWriteZeroes {
+                    sector: sector.into(),
+                    num_sectors: sectors.into(),
+                    flags: 0.into(),
+                };
                 let command = Command::WriteZeroes { sector, sectors, unmap: false };
                 (RequestType::WriteZeroes, 0, range.as_bytes().to_vec(), 0, command)
             }
@@ -453,7 +484,9 @@ impl Work<'_> {
             self.seen.take(answer.status);
             let result = match device_error(answer.status) {
                 Some(status) => Err(Error::Device { request: kind, sector, status }),
-                None if kind == RequestType::ZoneAppend => Ok(Done::Appended { sector: answer.append_sector }),
+                None if kind == RequestType::ZoneAppend => {
+                    Ok(Done::Appended { sector: answer.append_sector })
+                }
                 None => Ok(Done::Plain),
             };
             let buffer = match kind {

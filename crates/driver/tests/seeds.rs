@@ -1,5 +1,10 @@
 //! The fuzz targets of `fuzz/` on their seeds, and on some random bytes more, without a fuzzer. `FUZZ_SEED` repeats, `FUZZ_RUNS` sets how many.
-#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test says loudly what is wrong")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test says loudly what is wrong"
+)]
 
 mod common;
 

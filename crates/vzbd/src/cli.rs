@@ -197,7 +197,7 @@ pub(crate) struct PlaceArgs {
     /// The zone, by its number from 0 on.
     #[arg(long, required_unless_present = "sector", conflicts_with = "sector")]
     pub(crate) zone: Option<u64>,
-    /// How far into the zone.
+    /// How far into the zone [default: its start; to write to a sequential zone, its write pointer].
     #[arg(long, value_name = "SIZE", conflicts_with = "sector")]
     pub(crate) offset: Option<Size>,
     /// The place as a number of 512-byte sectors from the disk's start.
@@ -234,7 +234,6 @@ pub(crate) struct InputArgs {
 pub(crate) struct WriteArgs {
     #[command(flatten)]
     pub(crate) disk: TargetArgs,
-    /// Without --offset a sequential zone is written from its write pointer on.
     #[command(flatten)]
     pub(crate) place: PlaceArgs,
     #[command(flatten)]

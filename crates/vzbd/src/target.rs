@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -36,8 +37,7 @@ pub(crate) enum Access {
 pub(crate) struct Target {
     pub(crate) driver: Driver,
     name: String,
-    monitor: Monitor,
-    timeout: Duration,
+    connection: Connection,
     access: Access,
     queues_offered: u16,
     /// Where this process serves the disk itself.
@@ -86,14 +86,16 @@ impl Target {
         let connect = ConnectOptions { timeout, ..ConnectOptions::default() };
         let transport =
             VhostUserTransport::connect(socket, &connect).map_err(|error| unconnected(&name, &error))?;
-        let (monitor, queues_offered) = (transport.monitor(), transport.queue_count());
-        let wait = Patience { timeout, end: Instant::now() };
+        let queues_offered = transport.queue_count();
+        let gave_up = Arc::new(AtomicBool::new(false));
+        let connection = Connection { monitor: transport.monitor(), gave_up: Arc::clone(&gave_up), timeout };
+        let wait = Patience { timeout, end: Instant::now(), gave_up };
         let options = Options { zones: ZoneSupport::Yes, ..options };
         let driver = match VirtioBlk::with(transport, options, wait, ArenaBuffer::zeroed) {
             Ok(driver) => driver,
-            Err(error) => return Err(failure(&name, &monitor, timeout, &error)),
+            Err(error) => return Err(connection.failure(&name, &error)),
         };
-        Ok(Self { driver, name, monitor, timeout, access, queues_offered, served })
+        Ok(Self { driver, name, connection, access, queues_offered, served })
     }
 
     /// What messages call the disk.
@@ -140,7 +142,7 @@ impl Target {
                 let said = refusal::text(&mut self.driver, *request, *sector, *status);
                 anyhow::anyhow!("{}: {said}", self.name)
             }
-            error => failure(&self.name, &self.monitor, self.timeout, error),
+            error => self.connection.failure(&self.name, error),
         }
     }
 
@@ -167,6 +169,8 @@ impl Target {
 struct Patience {
     timeout: Duration,
     end: Instant,
+    /// What this has come to, for [`Connection`].
+    gave_up: Arc<AtomicBool>,
 }
 
 impl Wait<VhostUserTransport> for Patience {
@@ -177,6 +181,7 @@ impl Wait<VhostUserTransport> for Patience {
         }
         let left = self.end.saturating_duration_since(now);
         if left.is_zero() {
+            self.gave_up.store(true, Ordering::Relaxed);
             return Waited::GiveUp;
         }
         match transport.wait_used(queue, left) {
@@ -191,18 +196,32 @@ impl Wait<VhostUserTransport> for Patience {
     }
 }
 
-/// Why there is no answer to be had from the disk.
-fn failure(name: &str, monitor: &Monitor, timeout: Duration, error: &Error) -> anyhow::Error {
-    match (error, monitor.lost()) {
-        (Error::Invalid(invalid), _) => wrong_call(format!("{name}: {invalid}")),
+/// What is known of a connection besides what the driver says.
+struct Connection {
+    monitor: Monitor,
+    /// A request was not answered in time.
+    gave_up: Arc<AtomicBool>,
+    timeout: Duration,
+}
+
+impl Connection {
+    /// Why there is no answer to be had from the disk.
+    fn failure(&self, name: &str, error: &Error) -> anyhow::Error {
+        if let Error::Invalid(invalid) = error {
+            return wrong_call(format!("{name}: {invalid}"));
+        }
         // Before the connection: a disk that does not answer may not answer the messages either that end it.
-        (Error::TimedOut, _) => anyhow::anyhow!(
-            "{name}: the disk took a request and did not answer it in {}; --timeout waits longer",
-            seconds(timeout)
-        ),
-        // Whatever the driver made of it, this is where it began.
-        (_, Some(lost)) => anyhow::anyhow!("{name}: {}", lost_text(&lost)),
-        (error, None) => anyhow::anyhow!("{name}: {error}"),
+        if self.gave_up.load(Ordering::Relaxed) {
+            return anyhow::anyhow!(
+                "{name}: the disk took a request and did not answer it in {}; --timeout waits longer",
+                seconds(self.timeout)
+            );
+        }
+        match self.monitor.lost() {
+            // Whatever the driver made of it, this is where it began.
+            Some(lost) => anyhow::anyhow!("{name}: {}", lost_text(&lost)),
+            None => anyhow::anyhow!("{name}: {error}"),
+        }
     }
 }
 
@@ -215,6 +234,9 @@ fn unconnected(name: &str, error: &ConnectError) -> anyhow::Error {
             anyhow::anyhow!("{name}: nobody listens on this socket; was `vzbd serve` ended? Start it again")
         }
         ConnectError::Socket { action, source, .. } => anyhow::anyhow!("{name}: can't {action}: {source}"),
+        ConnectError::Lost { lost: lost @ Lost::TimedOut { .. }, .. } => anyhow::anyhow!(
+            "{name}: {lost}; somebody else may be connected, and most back-ends serve one at a time; --timeout waits longer"
+        ),
         ConnectError::Lost { lost, .. } => anyhow::anyhow!("{name}: {}", lost_text(lost)),
         ConnectError::Memory(error) => anyhow::anyhow!("{name}: {error}"),
         ConnectError::NoQueues { .. } => anyhow::anyhow!("{name}: the back-end says that it has no queues"),
@@ -224,7 +246,6 @@ fn unconnected(name: &str, error: &ConnectError) -> anyhow::Error {
 /// Why the connection was lost, and what may be done.
 fn lost_text(lost: &Lost) -> String {
     let hint = match lost {
-        // The message itself asks whether somebody else is connected.
         Lost::TimedOut { .. } => "; --timeout waits longer",
         Lost::Closed { request: Some(_) } => {
             "; its log should say why, if it is a vhost-user back-end at all"
@@ -318,7 +339,7 @@ pub(crate) fn private_dir() -> io::Result<tempfile::TempDir> {
 }
 
 /// A duration as it is given on the command line.
-pub(crate) fn seconds(timeout: Duration) -> String {
+fn seconds(timeout: Duration) -> String {
     match timeout.as_secs_f64() {
         1.0 => "1 second".into(),
         seconds => format!("{seconds} seconds"),

@@ -96,15 +96,13 @@ fn each(
     zones: impl Iterator<Item = u64>,
 ) -> anyhow::Result<()> {
     let mut progress = Progress::of_zones(zones.size_hint().1);
-    let mut done = 0u64;
-    for zone in zones {
+    for (done, zone) in zones.enumerate() {
         let start_sector = zone * u64::from(zoned.zone_sectors);
         target.call(|driver| act(driver, action, start_sector)).map_err(|error| match done {
             0 => error,
             1 => noted(&error, format_args!("one zone was done before")),
             done => noted(&error, format_args!("{done} zones were done before")),
         })?;
-        done += 1;
         progress.advance(1);
     }
     Ok(())

@@ -173,6 +173,11 @@ fn a_length_that_is_no_multiple_of_the_block_is_said_or_padded() {
     assert_eq!(output.status.code(), Some(2), "{said}");
     assert!(said.contains("standard input ends 4000 bytes into") && said.contains("(1M before it"), "{said}");
 
+    // Padded with zeros, not with what was there before.
+    vzbd_takes(&["write", sock, "--sector", "0", "--pad"], &data);
+    let read = vzbd_bytes(&["read", sock, "--sector", "0", "--length", "1028K"]);
+    assert!(read[..data.len()] == data && read[data.len()..] == [0; 96]);
+
     vzbd_ok(&["write", sock, "--zone", "2", "--pad", "--input", file.to_str().unwrap()]);
     vzbd_takes(&["append", sock, "2", "--pad"], &data[..1]);
     let read = vzbd_bytes(&["read", sock, "--zone", "2"]);
@@ -275,4 +280,24 @@ fn a_read_only_disk_is_read() {
     }
     let output = vzbd_with_input(&["write", sock, "--zone", "3"], &data);
     assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
+fn what_was_written_is_flushed_at_the_end() {
+    let place = Place::new();
+    for (args, request) in [
+        (&["write", "--zone", "2"][..], "Write"),
+        (&["append", "2"], "Append"),
+        (&["reset", "2"], "ZoneReset"),
+    ] {
+        let trace = "vzbd::request=trace";
+        let daemon = Daemon::start_logging(Path::new("ram"), &place.path("sock"), SMALL, trace);
+        vzbd_takes(&[&args[..1], &[daemon.socket()], &args[1..]].concat(), &pattern(1, 8192));
+        let (status, log) = daemon.stop();
+        assert!(status.success());
+        let requests: Vec<_> =
+            log.lines().filter_map(|line| line.split("head ").nth(1)?.split(": ").nth(1)).collect();
+        let at = requests.iter().rposition(|line| line.starts_with(request)).unwrap();
+        assert!(requests[at..].iter().any(|line| line.starts_with("Flush")), "{log}");
+    }
 }

@@ -4,17 +4,11 @@
 use core::ffi::{CStr, c_char};
 use core::ops::Range;
 
+use crate::exit::{Outcome, exit};
+use crate::machine::Machine;
 use crate::{exceptions, heap, serial};
 
 core::arch::global_asm!(include_str!("boot.s"), options(att_syntax));
-
-/// What the boot left for the kernel proper.
-pub(crate) struct Boot {
-    /// The command line; nothing of it is interpreted yet.
-    pub(crate) command_line: &'static str,
-    /// The memory that became the heap.
-    pub(crate) heap: Range<usize>,
-}
 
 /// `struct hvm_start_info` (Xen's public headers, `arch-x86/hvm/start_info.h`), as far as it is used.
 #[repr(C)]
@@ -51,6 +45,11 @@ unsafe extern "C" {
     static __kernel_end: u8;
 }
 
+unsafe extern "Rust" {
+    /// The kernel's own: see `entry!`.
+    fn baremetal_main(machine: &Machine) -> Outcome;
+}
+
 /// Where `boot.s` calls, on the kernel's stack, with the first 4 GiB mapped one to one.
 #[unsafe(no_mangle)]
 extern "C" fn kernel_start(start_info: &'static StartInfo) -> ! {
@@ -70,7 +69,9 @@ extern "C" fn kernel_start(start_info: &'static StartInfo) -> ! {
     }
     // SAFETY: the range is RAM by the memory map, behind the kernel's end and below the devices; nobody else knows of it.
     unsafe { heap::set_up(heap.clone()) };
-    crate::main(&Boot { command_line: command_line(start_info), heap })
+    let machine = Machine::new(command_line(start_info), heap);
+    // SAFETY: `entry!` makes this function; without it the kernel is not linked.
+    exit(unsafe { baremetal_main(&machine) })
 }
 
 fn command_line(start_info: &StartInfo) -> &'static str {

@@ -14,23 +14,20 @@ use virtio_drivers::transport::pci::{PciTransport, virtio_device_type};
 use virtio_drivers::transport::{DeviceType, SomeTransport, Transport};
 
 use crate::heap::Identity;
-use crate::port;
-use crate::serial::say;
+use crate::{port, say};
 
 /// A disk and where it was found, in words.
-pub(crate) struct Found {
-    pub(crate) place: String,
-    /// Or why the driver has none, as with a device of before virtio 1.0.
-    pub(crate) transport: Result<SomeTransport<'static>, String>,
+pub struct Found {
+    /// `pci 00:01.0 (1af4:1042)`, `mmio 0xfeb00e00`.
+    pub place: String,
+    /// The way to the device; or why there is none, as with a device of before virtio 1.0.
+    pub transport: Result<SomeTransport<'static>, String>,
 }
 
-/// All of the machine's virtio disks.
-///
-/// # Panics
-/// The command line names a device in a way that can't be read.
+/// See [`Machine::disks`](crate::Machine::disks).
 pub(crate) fn find(command_line: &str) -> Vec<Found> {
     let mut found = Vec::new();
-    find_on_pci(&mut PciRoot::new(ConfigurationPorts), 0, &mut found);
+    find_on_pci(&mut pci_root(), 0, &mut found);
     for word in command_line.split_ascii_whitespace() {
         if let Some(description) = word.strip_prefix("virtio_mmio.device=") {
             let place = parse_mmio(description);
@@ -63,8 +60,15 @@ fn find_on_pci(root: &mut PciRoot<ConfigurationPorts>, bus: u8, found: &mut Vec<
     }
 }
 
+/// The machine's PCI buses, which firmware has set up; empty on a machine without.
+#[must_use]
+pub fn pci_root() -> PciRoot<ConfigurationPorts> {
+    PciRoot::new(ConfigurationPorts)
+}
+
 /// PCI's configuration mechanism by ports, which every PC has; without a PCI bus it reads as ones.
-struct ConfigurationPorts;
+#[derive(Debug)]
+pub struct ConfigurationPorts;
 
 impl ConfigurationPorts {
     const ADDRESS: u16 = 0xcf8;

@@ -5,7 +5,7 @@ use core::arch::asm;
 use core::cell::UnsafeCell;
 
 use crate::exit::{Outcome, exit};
-use crate::serial::say;
+use crate::say;
 
 const NAMES: [&str; 32] = [
     "divide error",

@@ -2,15 +2,14 @@
 
 use core::fmt;
 
-use crate::port;
-use crate::serial::say;
+use crate::{port, say};
 
 /// `-device isa-debug-exit,iobase=0xf4,iosize=0x04`; QEMU's status is then twice the value and one.
 const DEBUG_EXIT: u16 = 0xf4;
 
-/// How it went. The guest crate (`baremetal.rs`) knows these numbers, too.
+/// How a kernel's run went. (The guest crate, in `baremetal.rs`, knows these numbers, too.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Outcome {
+pub enum Outcome {
     /// QEMU's status is 33.
     Passed = 0x10,
     /// QEMU's status is 35.
@@ -20,7 +19,7 @@ pub(crate) enum Outcome {
 }
 
 /// Says how it went and ends the machine; without the device it stops here.
-pub(crate) fn exit(outcome: Outcome) -> ! {
+pub fn exit(outcome: Outcome) -> ! {
     say!("{outcome}");
     port::write_u32(DEBUG_EXIT, outcome as u32);
     port::halt()

@@ -26,8 +26,10 @@ pub(crate) unsafe fn set_up(range: Range<usize>) {
     unsafe { HEAP.lock().init(range.start, range.len()) };
 }
 
-/// Memory is where its address says: nothing to translate, nothing to copy.
-pub(crate) struct Identity;
+/// The [`Hal`] of a kernel whose memory is where its address says: nothing to translate, nothing to copy. Each function of it
+/// fits this crate's boot only: all of the first 4 GiB is mapped one to one.
+#[derive(Debug)]
+pub struct Identity;
 
 // SAFETY: see each function.
 unsafe impl Hal for Identity {

@@ -33,7 +33,7 @@ pub(crate) fn write_u32(port: u16, value: u32) {
 }
 
 /// Stops the processor: interrupts are off, so for ever.
-pub(crate) fn halt() -> ! {
+pub fn halt() -> ! {
     loop {
         // SAFETY: it changes nothing.
         unsafe { asm!("hlt", options(nomem, nostack, preserves_flags)) };

@@ -1,10 +1,10 @@
-//! The first serial line: all that this kernel says.
+//! The first serial line: all that a kernel says.
 
 use core::fmt::{self, Write};
 
 use log::{LevelFilter, Log, Metadata, Record};
 
-use crate::port;
+use crate::{port, say};
 
 /// COM1, a 16550.
 const BASE: u16 = 0x3f8;
@@ -36,14 +36,8 @@ pub(crate) fn log_from(level: LevelFilter) {
     }
 }
 
-/// Prints a line.
-macro_rules! say {
-    ($($words:tt)*) => { $crate::serial::print_line(format_args!($($words)*)) };
-}
-pub(crate) use say;
-
-/// See [`say`].
-pub(crate) fn print_line(words: fmt::Arguments<'_>) {
+/// What [`say!`] calls.
+pub fn print_line(words: fmt::Arguments<'_>) {
     // Printing to a serial line does not fail, but a value's own `Display` may say that it did: the line is short then.
     let _ = Serial.write_fmt(words);
     let _ = Serial.write_str("\n");

@@ -1,4 +1,5 @@
 //! One-liners for tests that run the bare-metal kernel.
+#![allow(clippy::print_stdout, reason = "a test says its seed")]
 
 use std::time::Duration;
 
@@ -9,8 +10,8 @@ use super::OrFail;
 /// Repeats a run's random parts.
 const SEED_VARIABLE: &str = "CHECKS_SEED";
 
-/// Long for the whole list on an emulated processor, short for a test run that hangs.
-pub(crate) const KERNEL_TIMEOUT: Duration = Duration::from_secs(120);
+/// Long for the whole list on an emulated processor (in a User-mode Linux, on a busy machine), short for a run that hangs.
+pub(crate) const KERNEL_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// A machine with the kernel of this source tree, without disks.
 pub(crate) fn test_machine(machine: Machine) -> TestMachine {
@@ -34,15 +35,18 @@ pub(crate) fn run(machine: &TestMachine) -> Report {
 }
 
 /// Runs it; each check of the list must pass or not be possible there. Gives back what the kernel printed.
-pub(crate) fn pass_list(machine: &TestMachine) -> String {
+pub(crate) fn pass_list(machine: &TestMachine, passed_min: u32) -> String {
     let Report { verdict, console } = run(machine);
-    assert_eq!(verdict, Verdict::Passed, "{:?}\n{console}", machine.argv());
-    assert_list_was_run(&console);
+    assert_list_passed(verdict, &console, passed_min);
     console
 }
 
-/// A kernel that stopped early may think well of itself: the list's last check and its count must be there.
-pub(crate) fn assert_list_was_run(console: &str) {
-    assert!(console.contains("\nok        random: requests beside a model"), "{console}");
-    assert!(console.contains(" passed, 0 failed, "), "{console}");
+/// A kernel that stopped early, or found that nearly nothing is possible, may think well of itself: the list's last check must be
+/// there, and a number of passed checks that is usual for such a disk.
+pub(crate) fn assert_list_passed(verdict: Verdict, console: &str, passed_min: u32) {
+    assert_eq!(verdict, Verdict::Passed, "{console}");
+    assert!(console.contains("  random: requests beside a model"), "{console}");
+    let summary = console.lines().find_map(|line| line.split_once(" passed, 0 failed, "));
+    let passed = summary.and_then(|(before, _)| before.rsplit(' ').next()?.parse::<u32>().ok());
+    assert!(passed.is_some_and(|passed| passed >= passed_min), "{passed:?} passed: {console}");
 }

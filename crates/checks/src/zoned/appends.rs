@@ -60,13 +60,12 @@ pub(super) fn many(rig: &mut Rig<'_>) -> Outcome {
 }
 
 pub(super) fn several_zones(rig: &mut Rig<'_>) -> Outcome {
-    let zoned = with_append(rig)?;
-    let limits = [zoned.open_max, zoned.active_max].map(|max| if max == 0 { 4 } else { max });
-    let count = limits.into_iter().min().unwrap_or(1).min(4);
+    with_append(rig)?;
+    let count = rig.at_once(4);
     if count < 2 {
         return Err(not_here("one zone only may be open"));
     }
-    let zones = rig.empty_zones(usize::try_from(count).unwrap_or(1))?;
+    let zones = rig.empty_zones(count)?;
     storm(rig, &zones)
 }
 

@@ -72,6 +72,9 @@ pub(super) fn reset(rig: &mut Rig<'_>) -> Outcome {
     for all in [false, true] {
         let mut contents = Contents::default();
         rig.write(&mut contents, zone.start_sector, much)?;
+        if rig.at_once(2) < 2 {
+            ok("finish", rig.disk.finish_zone(zone.start_sector))?;
+        }
         rig.write(&mut contents, other.start_sector, much)?;
         rig.compare(&contents, zone.start_sector, look)?;
         if all {
@@ -83,6 +86,9 @@ pub(super) fn reset(rig: &mut Rig<'_>) -> Outcome {
         contents.zero(zone.start_sector, zone.len_sectors);
         rig.compare(&contents, zone.start_sector, look)?;
         rig.compare(&contents, other.start_sector, look)?;
+        if rig.at_once(2) < 2 && !all {
+            ok("finish of the other", rig.disk.finish_zone(other.start_sector))?;
+        }
         rig.write(&mut contents, zone.start_sector, grain)?;
         rig.compare(&contents, zone.start_sector, look)?;
         ok("finish", rig.disk.finish_zone(zone.start_sector))?;

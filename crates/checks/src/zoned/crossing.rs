@@ -32,6 +32,8 @@ pub(super) fn read(rig: &mut Rig<'_>) -> Outcome {
     let grain = rig.grain_sectors();
     let mut contents = Contents::default();
     rig.write(&mut contents, first.start_sector, grain)?;
+    // Otherwise both are active.
+    ok("finish", rig.disk.finish_zone(first.start_sector))?;
     rig.write(&mut contents, second.start_sector, 2 * grain)?;
     crossed(rig, &contents, second.start_sector, grain)
 }

@@ -547,3 +547,12 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
     }
     seeds
 }
+
+/// Writes [`seeds`] as files into the directory that `FUZZ_SEEDS_DIR` names, if it is set.
+pub fn write_seeds(target: &str) {
+    let Some(dir) = std::env::var_os("FUZZ_SEEDS_DIR").map(std::path::PathBuf::from) else { return };
+    std::fs::create_dir_all(&dir).expect("a directory for the seeds");
+    for (number, seed) in seeds(target).iter().enumerate() {
+        std::fs::write(dir.join(format!("seed-{number:03}")), seed).expect("room for the seeds");
+    }
+}

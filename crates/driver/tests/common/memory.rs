@@ -75,6 +75,15 @@ pub fn read(addr: PhysAddr, len: usize) -> Vec<u8> {
     bytes
 }
 
+/// As [`read`], for what has a fixed length.
+pub fn read_array<const N: usize>(addr: PhysAddr) -> [u8; N] {
+    let mut bytes = [0; N];
+    GUEST.with_borrow(|guest| _ = guest.find(addr, N, "read"));
+    // SAFETY: As in `read`.
+    unsafe { ptr::copy_nonoverlapping(ptr::with_exposed_provenance(at(addr)), bytes.as_mut_ptr(), N) };
+    bytes
+}
+
 /// Writes as the device. It may write only what the driver has shared to be written.
 pub fn write(addr: PhysAddr, bytes: &[u8]) {
     if bytes.is_empty() {
@@ -133,24 +142,26 @@ enum What {
 impl Guest {
     fn find(&self, addr: PhysAddr, len: usize, what: &str) -> &Region {
         let end = addr.checked_add(len as u64).unwrap_or_else(|| panic!("{what} of {addr:#x}+{len}"));
-        // The longest can begin far below: all of them are looked at, nearest first.
-        self.regions
-            .range(..=addr)
-            .rev()
-            .flat_map(|(start, regions)| regions.iter().map(move |region| (start, region)))
-            .find_map(|(start, region)| (end <= start + region.len as u64).then_some(region))
-            .unwrap_or_else(|| {
-                panic!("the driver lets the device {what} {addr:#x}+{len}, which is not shared")
-            })
+        // Nearest first. The longest can begin far below: all of them are looked at.
+        for (start, regions) in self.regions.range(..=addr).rev() {
+            for region in regions {
+                if end <= start + region.len as u64 {
+                    return region;
+                }
+            }
+        }
+        panic!("the driver lets the device {what} {addr:#x}+{len}, which is not shared");
     }
 
     fn find_mut(&mut self, addr: PhysAddr, len: usize) -> &mut Region {
-        self.regions
-            .range_mut(..=addr)
-            .rev()
-            .flat_map(|(start, regions)| regions.iter_mut().map(move |region| (*start, region)))
-            .find_map(|(start, region)| (addr + len as u64 <= start + region.len as u64).then_some(region))
-            .unwrap_or_else(|| panic!("{addr:#x}+{len} is not shared"))
+        for (start, regions) in self.regions.range_mut(..=addr).rev() {
+            for region in regions {
+                if addr + len as u64 <= start + region.len as u64 {
+                    return region;
+                }
+            }
+        }
+        panic!("{addr:#x}+{len} is not shared");
     }
 
     fn add(&mut self, addr: PhysAddr, len: usize, direction: BufferDirection, what: What) {
@@ -169,7 +180,7 @@ impl Guest {
             .position(|region| same(region) && region.held == 0)
             .or(regions.iter().position(same))
         else {
-            fault(format!(
+            fault(&format!(
                 "{what:?} {addr:#x}+{len} {direction:?} is taken back but is not there: {regions:x?}"
             ));
             return;
@@ -179,18 +190,14 @@ impl Guest {
             self.regions.remove(&addr);
         }
         if region.held > 0 {
-            fault(format!("{what:?} {addr:#x}+{len} is taken back while the device holds it"));
+            fault(&format!("{what:?} {addr:#x}+{len} is taken back while the device holds it"));
         }
     }
 }
 
-/// A fault of the driver; while another panic unwinds it is only told.
-fn fault(message: String) {
-    if thread::panicking() {
-        eprintln!("{message}");
-    } else {
-        panic!("{message}");
-    }
+/// A fault of the driver; while another panic unwinds, that one is the news.
+fn fault(message: &str) {
+    assert!(thread::panicking(), "{message}");
 }
 
 fn at(addr: PhysAddr) -> usize {

@@ -19,7 +19,8 @@
     unused_macros,
     unreachable_pub,
     clippy::expect_used,
-    reason = "each test program uses a part of it"
+    clippy::panic,
+    reason = "each test program uses a part of it, and says loudly what is wrong"
 )]
 
 pub mod disk;

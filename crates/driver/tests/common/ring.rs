@@ -9,7 +9,7 @@ use virtio_zbd_spec::ring::{
     used_ring_len_bytes,
 };
 use virtio_zbd_spec::{Descriptor, DescriptorFlags, UsedElem};
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::IntoBytes;
 
 use super::memory;
 
@@ -130,8 +130,7 @@ impl Ring {
     /// The id in the used element that is published as the `ahead`-th from now on: of old, if nothing was written there since.
     pub fn id_ahead(&self, ahead: u16) -> u32 {
         let slot = u64::from(self.used_idx.wrapping_add(ahead) % self.size);
-        let id = memory::read(self.used + USED_ENTRIES_OFFSET_BYTES + 8 * slot, 4);
-        u32::from_le_bytes(id.try_into().expect("four bytes"))
+        u32::from_le_bytes(memory::read_array(self.used + USED_ENTRIES_OFFSET_BYTES + 8 * slot))
     }
 
     /// Asks the driver for notifications, or to save them.
@@ -157,7 +156,7 @@ impl Ring {
     }
 
     fn read_u16(&self, addr: u64) -> u16 {
-        u16::from_le_bytes(memory::read(addr, 2).try_into().expect("two bytes"))
+        u16::from_le_bytes(memory::read_array(addr))
     }
 
     fn follow(&self, head: u16, indirect_allowed: bool) -> Chain {
@@ -248,6 +247,6 @@ fn flags(descriptor: &Descriptor) -> DescriptorFlags {
 
 fn descriptor(table: u64, entries: usize, index: u16) -> Descriptor {
     assert!(usize::from(index) < entries, "descriptor {index} of a table of {entries}");
-    let bytes = memory::read(table + 16 * u64::from(index), 16);
-    Descriptor::read_from_bytes(&bytes).expect("16 bytes")
+    let bytes: [u8; 16] = memory::read_array(table + 16 * u64::from(index));
+    zerocopy::transmute!(bytes)
 }

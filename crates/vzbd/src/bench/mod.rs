@@ -45,7 +45,7 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     }
     let plan = Plan::new(&mut target, args.mode, args.block_size)?;
     if let Some(note) = plan.note() {
-        log::warn!("{}: {note}", target.name());
+        eprintln!("vzbd: {}: {note}", target.name());
     }
     let until = match args.count {
         Some(count) => Until::Count(count),

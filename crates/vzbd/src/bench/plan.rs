@@ -27,12 +27,24 @@ enum Kind {
     /// Sequential zones, each written by one request at a time.
     Write { zones: SequentialZones, lanes: Vec<Lane> },
     /// Sequential zones, one after another.
-    Append { zones: SequentialZones, lane: Option<Lane> },
+    Append(Appends),
 }
 
 /// Which of a plan's zones a request belongs to; to be given back when it is done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct LaneId(usize);
+
+/// Appends go to one zone. While the last ones of the zone before it are under way there are two, and never more: a disk
+/// may not have more active zones.
+struct Appends {
+    zones: SequentialZones,
+    lane: Option<Lane>,
+    /// How many are under way in zones of even and of odd turn.
+    under_way: [usize; 2],
+    turn: usize,
+    /// Two zones may be active at a time.
+    may_overlap: bool,
+}
 
 /// A zone in use, and how much of it is spoken for.
 #[derive(Clone, Copy)]
@@ -82,7 +94,13 @@ impl Plan {
         plan.kind = match mode {
             BenchMode::Write if sequential.zones.is_empty() => Kind::Overwrite { extents: whole, next: 0 },
             BenchMode::Write => Kind::Write { zones: sequential, lanes: Vec::new() },
-            BenchMode::Append => Kind::Append { zones: sequential, lane: None },
+            BenchMode::Append => Kind::Append(Appends {
+                zones: sequential,
+                lane: None,
+                under_way: [0; 2],
+                turn: 0,
+                may_overlap: zones_at_once(&target.driver) > 1,
+            }),
             BenchMode::Read | BenchMode::Randread => {
                 let extents = if written.blocks > 0 {
                     written
@@ -120,12 +138,7 @@ impl Plan {
     /// Begins, with at most `in_flight_max` requests at a time. Returns how many there can be.
     pub(crate) fn begin(&mut self, driver: &Driver, in_flight_max: usize) -> usize {
         let Kind::Write { zones, lanes } = &mut self.kind else { return in_flight_max };
-        let limit = driver.zoned().map_or(0, |zoned| match (zoned.open_max, zoned.active_max) {
-            (0, active_max) => active_max,
-            (open_max, 0) => open_max,
-            (open_max, active_max) => open_max.min(active_max),
-        });
-        let limit = usize::try_from(limit).ok().filter(|limit| *limit > 0).unwrap_or(usize::MAX);
+        let limit = zones_at_once(driver);
         let count = in_flight_max.min(limit).min(zones.zones.len());
         lanes.extend((0..count).filter_map(|_| zones.next().map(|(lane, _)| lane)));
         count
@@ -171,31 +184,40 @@ impl Plan {
                 lane.busy = true;
                 Ok((Command::Write { sector, buffer }, LaneId(index)))
             }
-            Kind::Append { zones, lane } => {
-                if lane.is_none_or(|lane| lane.is_used_up(block_sectors)) {
-                    // What is under way in the old zone must land before it is finished.
-                    if lane.is_some_and(|lane| lane.used_sectors < lane.capacity_sectors)
-                        && (0..driver.queue_count()).any(|queue| driver.in_flight(queue) > 0)
-                    {
+            Kind::Append(appends) => {
+                if appends.lane.is_none_or(|lane| lane.is_used_up(block_sectors)) {
+                    if !appends.may_turn_over() {
                         return Ok(Err(buffer));
                     }
-                    *lane = Some(turn_over(driver, zones, *lane, &mut self.zones_turned_over)?);
+                    let left = appends.lane;
+                    appends.lane =
+                        Some(turn_over(driver, &mut appends.zones, left, &mut self.zones_turned_over)?);
+                    appends.turn = 1 - appends.turn;
                 }
-                let zone_start_sector = lane.as_mut().map_or(0, |lane| {
+                appends.under_way[appends.turn] += 1;
+                let zone_start_sector = appends.lane.as_mut().map_or(0, |lane| {
                     lane.used_sectors += block_sectors;
                     lane.start_sector
                 });
-                Ok((Command::Append { zone_start_sector, buffer }, LaneId::default()))
+                Ok((Command::Append { zone_start_sector, buffer }, LaneId(appends.turn)))
             }
         })
     }
 
     /// A request of this lane is done.
     pub(crate) fn done(&mut self, lane: LaneId) {
-        if let Kind::Write { lanes, .. } = &mut self.kind
-            && let Some(lane) = lanes.get_mut(lane.0)
-        {
-            lane.busy = false;
+        match &mut self.kind {
+            Kind::Write { lanes, .. } => {
+                if let Some(lane) = lanes.get_mut(lane.0) {
+                    lane.busy = false;
+                }
+            }
+            Kind::Append(appends) => {
+                if let Some(under_way) = appends.under_way.get_mut(lane.0) {
+                    *under_way -= 1;
+                }
+            }
+            Kind::Read { .. } | Kind::Overwrite { .. } => {}
         }
     }
 
@@ -234,9 +256,16 @@ impl Plan {
     fn is_empty(&self) -> bool {
         match &self.kind {
             Kind::Read { extents, .. } | Kind::Overwrite { extents, .. } => extents.blocks == 0,
-            Kind::Write { zones, .. } | Kind::Append { zones, .. } => zones.zones.is_empty(),
+            Kind::Write { zones, .. } | Kind::Append(Appends { zones, .. }) => zones.zones.is_empty(),
         }
     }
+}
+
+/// How many zones may be written to at a time.
+fn zones_at_once(driver: &Driver) -> usize {
+    let limits = driver.zoned().map_or([0; 2], |zoned| [zoned.open_max, zoned.active_max]);
+    let limit = limits.into_iter().filter(|limit| *limit > 0).min();
+    limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX)
 }
 
 /// Counts from 0 to `blocks`, over and over.
@@ -265,6 +294,17 @@ fn turn_over(
         *turned_over += 1;
     }
     Ok(lane)
+}
+
+impl Appends {
+    /// Whether the current zone can be left now.
+    fn may_turn_over(&self) -> bool {
+        let Some(lane) = self.lane else { return true };
+        // What is under way in a zone must land before the zone is finished.
+        let must_be_finished = lane.used_sectors < lane.capacity_sectors;
+        let waits_for_all = must_be_finished || !self.may_overlap;
+        self.under_way[1 - self.turn] == 0 && (!waits_for_all || self.under_way[self.turn] == 0)
+    }
 }
 
 impl Lane {

@@ -107,7 +107,13 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// Starts `vzbd serve TARGET --socket SOCKET OPTIONS` and waits until it listens.
     pub(crate) fn start(target: &Path, socket: &Path, options: &[&str]) -> Self {
+        Self::start_logging(target, socket, options, "info")
+    }
+
+    /// As [`start`](Self::start), with this as its `RUST_LOG`.
+    pub(crate) fn start_logging(target: &Path, socket: &Path, options: &[&str], log: &str) -> Self {
         let mut child = Command::new(VZBD)
+            .env("RUST_LOG", log)
             .arg("serve")
             .arg(target)
             .arg("--socket")
@@ -143,6 +149,21 @@ impl Daemon {
     /// The socket as an argument.
     pub(crate) fn socket(&self) -> &str {
         self.socket.to_str().unwrap()
+    }
+
+    /// Waits until it has something to do: more than saying hello to somebody.
+    pub(crate) fn wait_until_busy(&self) {
+        let ticks = || {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
+            // The fields after the name, which may have blanks in it: utime and stime are the 14th and 15th of all.
+            let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+            fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+        };
+        let (start, idle) = (Instant::now(), ticks());
+        while ticks() < idle + 10 {
+            assert!(start.elapsed() < PATIENCE, "nobody does anything with the disk");
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// Sends a signal.

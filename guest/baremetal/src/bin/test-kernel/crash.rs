@@ -4,7 +4,7 @@
 use core::arch::asm;
 use core::hint::black_box;
 
-use crate::port;
+use virtio_zbd_baremetal::halt;
 
 /// Crashes as `how` says: `panic`, `instruction` (an invalid one), `access` (to memory that is not mapped), `stack` (an
 /// overflow), or not at all: `hang`.
@@ -16,7 +16,7 @@ pub(crate) fn crash(how: &str) {
         // SAFETY: nothing is mapped there: the exception does not return.
         "access" => unsafe { asm!("mov rax, [{}]", in(reg) 0xffff_8000_0000_1234_u64, options(noreturn)) },
         "stack" => drop(black_box(overflow(black_box(0)))),
-        "hang" => port::halt(),
+        "hang" => halt(),
         how => panic!("crash={how}: not a way to crash"),
     }
 }

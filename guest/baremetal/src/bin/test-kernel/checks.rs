@@ -4,14 +4,11 @@ use alloc::string::ToString;
 use alloc::vec::Vec;
 
 use virtio_drivers::transport::SomeTransport;
+use virtio_zbd_baremetal::{Found, Identity, Machine, say};
 use virtio_zbd_checks::Peer;
 use virtio_zbd_driver::{Options, VirtioBlk, ZoneSupport, Zoned};
 
-use crate::disks::Found;
-use crate::heap::Identity;
-use crate::serial::say;
 use crate::wait::Patience;
-use crate::word;
 
 type Disk = VirtioBlk<Identity, SomeTransport<'static>>;
 
@@ -29,14 +26,14 @@ pub(crate) struct Wishes {
 impl Wishes {
     /// # Panics
     /// A word's value is none.
-    pub(crate) fn parse(command_line: &str) -> Wishes {
+    pub(crate) fn of(machine: &Machine) -> Wishes {
         let number = |name| {
-            word(command_line, name).map(|value| match value.parse() {
+            machine.word(name).map(|value| match value.parse() {
                 Ok(number) => number,
                 Err(error) => panic!("{name}={value}: {error}"),
             })
         };
-        let peer = word(command_line, "peer").map(|name| match Peer::from_name(name) {
+        let peer = machine.word("peer").map(|name| match Peer::from_name(name) {
             Some(peer) => peer,
             None => panic!("peer={name}: no such peer"),
         });
@@ -50,11 +47,7 @@ impl Wishes {
             options: Options {
                 queues: small("queues", u16::MAX),
                 queue_depth: small("depth", Options::default().queue_depth),
-                zones: if word(command_line, "zones") == Some("no") {
-                    ZoneSupport::No
-                } else {
-                    ZoneSupport::Yes
-                },
+                zones: if machine.word("zones") == Some("no") { ZoneSupport::No } else { ZoneSupport::Yes },
             },
         }
     }

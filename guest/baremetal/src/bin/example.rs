@@ -1,0 +1,105 @@
+//! The driver in a kernel: a zoned disk on the PCI bus. `cargo xtask baremetal --example` runs it in QEMU.
+#![no_std]
+#![no_main]
+#![allow(unsafe_code, reason = "a Hal vouches for memory that devices use")]
+
+extern crate alloc;
+
+use alloc::alloc::{Layout, alloc_zeroed, dealloc};
+use core::ptr::NonNull;
+
+use virtio_drivers::transport::pci::bus::Command;
+use virtio_drivers::transport::pci::{PciTransport, virtio_device_type};
+use virtio_zbd_baremetal::{Machine, Outcome, entry, pci_root, say};
+use virtio_zbd_driver::{BufferDirection, Error, Hal, Options, PhysAddr, Transport, VirtioBlk, Zone};
+
+/// The kernel's memory as devices see it. Here each address is the same for all; with an IOMMU or a virtual address space of
+/// the kernel's own, `share` and `mmio_phys_to_virt` translate.
+struct Memory;
+
+// SAFETY: pages are the allocator's own, aligned and zeroed, and addresses are those of the processor.
+unsafe impl Hal for Memory {
+    fn dma_alloc(pages: usize, _: BufferDirection) -> (PhysAddr, NonNull<u8>) {
+        // SAFETY: a queue has at least one page.
+        let start = NonNull::new(unsafe { alloc_zeroed(layout(pages)) });
+        start.map_or((0, NonNull::dangling()), |start| (start.as_ptr() as PhysAddr, start))
+    }
+
+    unsafe fn dma_dealloc(_: PhysAddr, start: NonNull<u8>, pages: usize) -> i32 {
+        // SAFETY: it comes from `dma_alloc`, with as many pages.
+        unsafe { dealloc(start.as_ptr(), layout(pages)) };
+        0
+    }
+
+    unsafe fn mmio_phys_to_virt(address: PhysAddr, _: usize) -> NonNull<u8> {
+        NonNull::new(address as *mut u8).expect("the device has no address")
+    }
+
+    unsafe fn share(buffer: NonNull<[u8]>, _: BufferDirection) -> PhysAddr {
+        buffer.cast::<u8>().as_ptr() as PhysAddr
+    }
+
+    unsafe fn unshare(_: PhysAddr, _: NonNull<[u8]>, _: BufferDirection) {}
+}
+
+fn layout(pages: usize) -> Layout {
+    Layout::from_size_align(pages * 4096, 4096).expect("more pages than there are addresses")
+}
+
+entry!(main);
+
+fn main(_: &Machine) -> Outcome {
+    let mut root = pci_root();
+    let is_disk = |info: &_| virtio_device_type(info) == Some(virtio_drivers::transport::DeviceType::Block);
+    let Some((function, _)) = root.enumerate_bus(0).find(|(_, info)| is_disk(info)) else {
+        say!("no virtio disk on the first PCI bus");
+        return Outcome::Failed;
+    };
+    root.set_command(function, Command::MEMORY_SPACE | Command::BUS_MASTER);
+    let done = match PciTransport::new::<Memory, _>(&mut root, function) {
+        Ok(transport) => work(transport),
+        Err(error) => panic!("{function}: {error}"),
+    };
+    match done {
+        Ok(()) => Outcome::Passed,
+        Err(error) => {
+            say!("{function}: {error}");
+            Outcome::Failed
+        }
+    }
+}
+
+fn work<T: Transport>(transport: T) -> Result<(), Error> {
+    // This one polls. `VirtioBlk::with` takes a `Wait` that sleeps until the interrupt.
+    let mut disk = VirtioBlk::<Memory, T>::new(transport, Options::default())?;
+    let Some(zoned) = disk.zoned().copied() else {
+        say!("the disk has no zones: it has {} sectors", disk.capacity_sectors());
+        return Ok(());
+    };
+    say!("{} zones of {} sectors", zoned.zones, zoned.zone_sectors);
+
+    // The first zone that has a write pointer and nothing in it yet. Each zone that comes was checked; the error may be ours.
+    let is_empty = |zone: &Zone| zone.write_pointer_sector == Some(zone.start_sector);
+    let zone = disk.zones(0)?.find(|zone| zone.as_ref().map_or(true, is_empty));
+    let zone = zone.transpose()?.expect("no zone is empty");
+    say!("zone at {}: {:?}, {:?}", zone.start_sector, zone.kind, zone.state);
+
+    // The device says where the data landed.
+    let sector = disk.append(zone.start_sector, &[b'a'; 4096])?;
+    say!("appended at sector {sector}");
+    let mut data = [0; 4096];
+    disk.read(sector, &mut data)?;
+    say!("read back: {}", char::from(data[0]));
+
+    // A write that is not at the write pointer. The device's answer comes as it is; the zone stays as it was.
+    match disk.write(zone.start_sector, &data) {
+        Err(Error::Device { status, .. }) => say!("written again: {status}"),
+        other => return other,
+    }
+    let zone = disk.zone(sector)?;
+    say!("zone at {}: {:?}, write pointer {:?}", zone.start_sector, zone.state, zone.write_pointer_sector);
+
+    disk.reset_zone(zone.start_sector)?;
+    say!("reset: {:?}", disk.zone(sector)?.state);
+    disk.flush()
+}
