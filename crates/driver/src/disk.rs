@@ -257,18 +257,19 @@ impl<H: Hal, T: Transport, B: Buffer> VirtioBlk<H, T, B> {
     pub(crate) fn usable(&mut self) -> Result<(), Error> {
         if self.removed.load(Ordering::Acquire) {
             self.give_up();
-            Err(Error::Removed)
-        } else if self.broken {
-            Err(Error::Broken)
-        } else {
-            Ok(())
         }
+        if self.broken { Err(self.end()) } else { Ok(()) }
+    }
+
+    /// What every call is after the end.
+    fn end(&self) -> Error {
+        if self.removed.load(Ordering::Acquire) { Error::Removed } else { Error::Broken }
     }
 
     pub(crate) fn queue_at(&mut self, queue: u16) -> Result<&mut Queue<H, B>, Error> {
         let queues = self.queue_count();
         // A disk has a queue at least, unless it was leaked to a device that did not come out of its reset.
-        let missing = if queues == 0 { Error::Broken } else { Invalid::NoSuchQueue { queue, queues }.into() };
+        let missing = if queues == 0 { self.end() } else { Invalid::NoSuchQueue { queue, queues }.into() };
         self.queues.get_mut(usize::from(queue)).ok_or(missing)
     }
 

@@ -197,8 +197,11 @@ fn limits(
     let room = u32::from(queue_depth.saturating_sub(2)).max(1);
     let segments_max =
         if features.contains(Features::SEG_MAX) { config.seg_max.get().clamp(1, room) } else { 1 };
-    let segment_len_bytes_max =
-        if features.contains(Features::SIZE_MAX) { config.size_max.get() } else { u32::MAX };
+    // qemu-storage-daemon offers SIZE_MAX and leaves the field 0.
+    let segment_len_bytes_max = match config.size_max.get() {
+        limit @ 1.. if features.contains(Features::SIZE_MAX) => limit,
+        _ => u32::MAX,
+    };
     let transfer_len_bytes_max =
         (u64::from(segments_max) * u64::from(segment_len_bytes_max)).min(TRANSFER_LEN_BYTES_MAX);
     let transfer_len_bytes_max = transfer_len_bytes_max - transfer_len_bytes_max % unit_bytes;

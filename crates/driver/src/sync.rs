@@ -19,9 +19,6 @@ const QUEUE: u16 = 0;
 /// The most bytes that a synchronous call carries in one request: longer ones are split, their memory stays small.
 const CHUNK_LEN_BYTES_MAX: usize = 1 << 20;
 
-/// How many waits pass between two looks at the device's status, which cost an exit to the VMM each.
-const TURNS_BETWEEN_LOOKS: u64 = 1 << 16;
-
 /// A disk's serial number: up to 20 bytes, by convention ASCII.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct DeviceId([u8; ID_LEN_BYTES]);
@@ -300,19 +297,14 @@ impl<H: Hal, T: Transport, B: Buffer> VirtioBlk<H, T, B> {
         let Some(transport) = &mut self.transport else { return Err(Error::Broken) };
         match self.wait.wait(transport, queue, *turn) {
             Waited::Again => {}
-            Waited::GiveUp => {
-                let needs_reset = transport.get_status().contains(DeviceStatus::DEVICE_NEEDS_RESET);
-                return self.give_up_with(if needs_reset { Error::NeedsReset } else { Error::TimedOut });
-            }
+            Waited::GiveUp => return self.give_up_with(Error::TimedOut),
             Waited::Gone => {
                 self.removal().remove();
                 return self.usable();
             }
         }
         *turn += 1;
-        if turn.is_multiple_of(TURNS_BETWEEN_LOOKS)
-            && transport.get_status().contains(DeviceStatus::DEVICE_NEEDS_RESET)
-        {
+        if is_time_to_look(*turn) && transport.get_status().contains(DeviceStatus::DEVICE_NEEDS_RESET) {
             return self.give_up_with(Error::NeedsReset);
         }
         self.usable()
@@ -370,4 +362,10 @@ impl<H: Hal, T: Transport, B: Buffer> VirtioBlk<H, T, B> {
         buffer.copy_from_slice(data);
         Ok(buffer)
     }
+}
+
+/// Whether the device's status is looked at after this many waits. A look costs an exit to the VMM: seldom while an answer
+/// is likely to come, then regularly.
+fn is_time_to_look(turn: u64) -> bool {
+    (turn >= 64 && turn.is_power_of_two() && turn.ilog2().is_multiple_of(3)) || turn.is_multiple_of(1 << 16)
 }
