@@ -11,7 +11,7 @@ use super::transport::{Face, FakeDevice, FakeTransport};
 pub type Blk<H> = VirtioBlk<H, FakeTransport>;
 
 /// After so many looks in vain a call gives up: the fake device has answered by then, or it never will.
-pub const TURNS_MAX: u64 = 50;
+pub const TURNS_MAX: u64 = 100;
 
 /// Takes the device into use.
 pub fn attach_with<H: Hal>(device: &FakeDevice, options: Options) -> Result<Blk<H>, Error> {
