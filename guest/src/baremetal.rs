@@ -1,4 +1,4 @@
-//! The bare-metal test kernel (`guest/baremetal`) and the machines that it runs on.
+//! The bare-metal kernels (`guest/baremetal`) and the machines that they run on.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -14,17 +14,17 @@ use crate::{Error, Qemu, Result, programs};
 /// Enough for the kernel and the largest test.
 const MEMORY_MIB: u32 = 256;
 
-/// The test kernel, built.
+/// The kernels of `guest/baremetal`, built.
 #[derive(Clone, Debug)]
 pub struct BareMetal {
-    path: PathBuf,
+    dir: PathBuf,
 }
 
 impl BareMetal {
-    /// The kernel, built by cargo if its sources have changed. It is built beside this workspace, in `target/baremetal`.
+    /// The kernels, built by cargo if their sources have changed. They are built beside this workspace, in `target/baremetal`.
     ///
     /// # Errors
-    /// It does not compile: the error has the compiler's last words.
+    /// They do not compile: the error has the compiler's last words.
     pub fn build() -> Result<BareMetal> {
         let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("baremetal");
         let target = programs::target_dir()?.join("baremetal");
@@ -37,15 +37,21 @@ impl BareMetal {
         for name in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_BUILD_TARGET", "CARGO_BUILD_RUSTFLAGS"] {
             command.env_remove(name);
         }
-        run_logged(&mut command, "building the bare-metal kernel", &log, &mut |_| {})?;
+        run_logged(&mut command, "building the bare-metal kernels", &log, &mut |_| {})?;
         let _ = fs::remove_file(&log);
-        Ok(BareMetal { path: target.join("debug/test-kernel") })
+        Ok(BareMetal { dir: target.join("debug") })
     }
 
-    /// The kernel's file, for QEMU's `-kernel`.
+    /// The kernel that runs the driver's test list.
     #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.path
+    pub fn test_kernel(&self) -> PathBuf {
+        self.dir.join("test-kernel")
+    }
+
+    /// The example of a kernel that uses the driver. It knows PCI only.
+    #[must_use]
+    pub fn example(&self) -> PathBuf {
+        self.dir.join("example")
     }
 }
 
@@ -58,7 +64,7 @@ pub enum Machine {
     Q35,
 }
 
-/// A machine with the test kernel, to be run once or more.
+/// A machine with one of the [`BareMetal`] kernels, to be run once or more.
 ///
 /// It needs no virtualization (TCG). The thread that runs it holds it: if the thread dies, so does QEMU.
 #[derive(Clone, Debug)]
@@ -80,7 +86,7 @@ pub struct Report {
     pub console: String,
 }
 
-/// How a run of the test kernel ended.
+/// How a run of a kernel ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// Each check passed.
@@ -96,10 +102,10 @@ pub enum Verdict {
 impl TestMachine {
     /// A machine without disks.
     #[must_use]
-    pub fn new(qemu: &Qemu, kernel: &BareMetal, machine: Machine) -> TestMachine {
+    pub fn new(qemu: &Qemu, kernel: impl Into<PathBuf>, machine: Machine) -> TestMachine {
         TestMachine {
             qemu: qemu.path().to_path_buf(),
-            kernel: kernel.path().to_path_buf(),
+            kernel: kernel.into(),
             machine,
             shared_memory: false,
             words: Vec::new(),
@@ -107,7 +113,7 @@ impl TestMachine {
         }
     }
 
-    /// Adds a word to the kernel's command line: `list=full`, `log=debug`. `guest/baremetal/src/main.rs` has them all.
+    /// Adds a word to the kernel's command line: `list=full`, `log=debug`. the head of the test kernel (`main.rs`) has them all.
     #[must_use]
     pub fn word(mut self, word: impl Into<String>) -> TestMachine {
         self.words.push(word.into());

@@ -12,8 +12,8 @@
 //! And for our driver, guests without Linux:
 //!
 //! 1. [`Qemu::ensure`]: a QEMU with zoned disks, the machine's own or one that is downloaded once.
-//! 2. [`BareMetal::build`]: the test kernel in `guest/baremetal`.
-//! 3. [`TestMachine`]: runs the kernel on one of QEMU's machines (in a [`Guest`], if the disk is there), gives back its verdict
+//! 2. [`BareMetal::build`]: the kernels in `guest/baremetal`, one with the driver's test list and one for an example.
+//! 3. [`TestMachine`]: runs a kernel on one of QEMU's machines (in a [`Guest`], if the disk is there), gives back its verdict
 //!    and its words.
 //!
 //! ```no_run

@@ -6,14 +6,13 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::cache::{self, Lock};
-use crate::{Error, Progress, Result, packages};
+use crate::{Error, Progress, Result, cache, packages};
 
 /// Names a QEMU (`qemu-system-x86_64`) to use instead of the machine's own or the cache's.
 pub const QEMU_VARIABLE: &str = "VIRTIO_ZBD_QEMU";
 
-/// What is looked for along `PATH`.
-const PROGRAM: &str = "qemu-system-x86_64";
+const SYSTEM: &str = "qemu-system-x86_64";
+const STORAGE_DAEMON: &str = "qemu-storage-daemon";
 
 /// The oldest that will do: zoned virtio-blk came with 8.1, `vhost-user-test-device`, which passes every feature bit on to a
 /// disk of ours, with 10.2.
@@ -47,13 +46,8 @@ impl Qemu {
             Err(Error::NoQemu { .. }) => {}
             found => return found,
         }
-        let cache = cache::dir()?;
-        let _lock = Lock::wait(&cache, "qemu.lock", progress)?;
-        let place = cache.join(fetch::key());
-        if !place.exists() {
-            fetch::fetch(&cache, &place, progress)?;
-        }
-        Qemu::at(place.join(fetch::LAUNCHER))
+        progress(&format!("qemu: the machine's own is not there or older than {OLDEST}"));
+        Qemu::at(fetch::ensure(progress)?.join(SYSTEM))
     }
 
     /// QEMU if it is there: the one that [`QEMU_VARIABLE`] names, else the machine's own if it is new enough, else the cache's.
@@ -65,12 +59,24 @@ impl Qemu {
         if let Some(path) = std::env::var_os(QEMU_VARIABLE).map(PathBuf::from) {
             return Qemu::at(path.canonicalize().map_err(Error::io("find QEMU", &path))?);
         }
-        if let Some(own) = packages::program(PROGRAM).and_then(|path| Qemu::at(path).ok()) {
+        if let Some(own) = packages::program(SYSTEM).and_then(|path| Qemu::at(path).ok()) {
             return Ok(own);
         }
         let cache = cache::dir()?;
-        let launcher = cache.join(fetch::key()).join(fetch::LAUNCHER);
+        let launcher = cache.join(fetch::key()).join(fetch::LAUNCHERS).join(SYSTEM);
         if launcher.exists() { Qemu::at(launcher) } else { Err(Error::NoQemu { cache }) }
+    }
+
+    /// `qemu-storage-daemon`, which serves disks without a machine: the machine's own, of any version, otherwise one that is
+    /// downloaded with [`ensure`](Qemu::ensure)'s. (Debian 12 has none.)
+    ///
+    /// # Errors
+    /// As [`ensure`](Qemu::ensure) where something has to be downloaded.
+    pub fn storage_daemon(progress: Progress<'_>) -> Result<PathBuf> {
+        match packages::program(STORAGE_DAEMON) {
+            Some(own) => Ok(own),
+            None => Ok(fetch::ensure(progress)?.join(STORAGE_DAEMON)),
+        }
     }
 
     /// The program (it may be a script that starts it). It runs on this machine and in a [`Guest`](crate::Guest).

@@ -23,7 +23,7 @@ fn a_machine_without_a_disk_fails_and_says_so() {
 #[test]
 fn a_crash_is_told_with_its_place() {
     for (how, words) in [
-        ("panic", "panicked at src/crash.rs:"),
+        ("panic", "panicked at src/bin/test-kernel/crash.rs:"),
         ("instruction", "exception 6 (invalid opcode), error code 0x0, at instruction 0x"),
         ("access", "exception 14 (page fault), error code 0x0, at instruction 0x"),
         ("stack", "exception 14 (page fault), error code 0x2, at instruction 0x"),

@@ -12,9 +12,10 @@ use crate::say;
 /// A disk that nobody named: small, and gone afterwards.
 const TEMPORARY_LEN_BYTES: u64 = 64 << 20;
 
-/// Run the bare-metal test kernel in QEMU: it finds the virtio disks and runs the driver's test list on them.
+/// Run a kernel with our driver and nothing else in QEMU: the test kernel, or the example.
 ///
-/// The list writes to the disk. Without an option for one it is a new plain disk of 64 MiB.
+/// The test kernel describes the virtio disks that it finds; with `--word peer=…` it runs the driver's test list on them, and
+/// that overwrites them. Without an option for a disk there is a new plain one of 64 MiB.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Which machine: PCI (q35) or virtio-mmio (microvm)
@@ -29,8 +30,12 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
 
+    /// The example instead of the test kernel: it uses the first empty zone of a disk on PCI
+    #[arg(long)]
+    example: bool,
+
     /// The disk's queues
-    #[arg(long, value_name = "COUNT", default_value_t = 2)]
+    #[arg(long, value_name = "COUNT", default_value_t = 1)]
     queues: u16,
 
     /// A word for the kernel's command line, as `log=debug`; may be given again
@@ -54,7 +59,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         MachineName::Q35 => Machine::Q35,
         MachineName::Microvm => Machine::Microvm,
     };
-    let mut machine = TestMachine::new(&qemu, &BareMetal::build()?, machine);
+    let kernels = BareMetal::build()?;
+    let kernel = if args.example { kernels.example() } else { kernels.test_kernel() };
+    let mut machine = TestMachine::new(&qemu, kernel, machine);
     let dir = tempfile::tempdir().context("can't make a directory")?;
     machine = match (&args.socket, &args.disk) {
         (Some(socket), _) => machine.vhost_user(socket, args.queues),

@@ -1,12 +1,13 @@
 //! `cargo xtask test`: everything.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use virtio_zbd_guest::packages::{self, GUEST_TOOLS};
 use virtio_zbd_guest::{BareMetal, Kernel, Qemu};
 
-use crate::cargo::cargo;
+use crate::cargo::{cargo, cargo_with_programs};
 use crate::{fuzz, miri, say};
 
 const GUEST_PACKAGE: &str = "virtio-zbd-guest";
@@ -32,13 +33,23 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         packages::ensure(GUEST_TOOLS, &mut say)?;
         Kernel::ensure(&mut say)?;
         Qemu::ensure(&mut say)?;
-        say("baremetal: building the test kernel");
+        say("baremetal: building the kernels");
         BareMetal::build()?;
     }
+    let storage_daemon = match Qemu::storage_daemon(&mut say) {
+        // There is much else to test.
+        Err(error) if args.no_guest => {
+            say(&format!("the tests with qemu-storage-daemon will fail: {error}"));
+            None
+        }
+        found => Some(found?),
+    };
+    let programs = storage_daemon.as_deref().and_then(Path::parent);
     // The guest tests start programs of other packages, which `cargo test` would not build.
     cargo("build", ["--workspace", "--all-targets"])?;
     let test = |selection: &[&str]| {
-        cargo("test", selection.iter().copied().chain(args.cargo_test.iter().map(String::as_str)))
+        let args = selection.iter().copied().chain(args.cargo_test.iter().map(String::as_str));
+        cargo_with_programs("test", args, programs)
     };
     if args.no_guest {
         test(&["--workspace", "--exclude", GUEST_PACKAGE])?;

@@ -5,6 +5,7 @@ use alloc::format;
 use alloc::vec;
 use alloc::vec::Vec;
 
+use crate::peer::Unwritten;
 use crate::random::mix;
 use crate::rig::{Outcome, Stop};
 
@@ -39,13 +40,18 @@ impl Source {
     }
 }
 
-/// What is known of the disk's contents: the number of each written sector; all others are zeros.
-#[derive(Default)]
+/// What is known of the disk's contents: the number of each sector that was written, 0 where zeros were. All others are
+/// unwritten.
 pub(crate) struct Contents {
     numbers: BTreeMap<u64, u32>,
+    unwritten: Unwritten,
 }
 
 impl Contents {
+    pub(crate) fn new(unwritten: Unwritten) -> Self {
+        Self { numbers: BTreeMap::new(), unwritten }
+    }
+
     /// `piece` was written at `sector`.
     pub(crate) fn write(&mut self, sector: u64, piece: &Piece) {
         let mut number = piece.first;
@@ -57,6 +63,11 @@ impl Contents {
 
     /// Sectors became zeros.
     pub(crate) fn zero(&mut self, sector: u64, sectors: u64) {
+        self.numbers.extend((sector..sector + sectors).map(|sector| (sector, 0)));
+    }
+
+    /// Sectors became unwritten.
+    pub(crate) fn forget(&mut self, sector: u64, sectors: u64) {
         let mut behind = self.numbers.split_off(&sector);
         self.numbers.append(&mut behind.split_off(&(sector + sectors)));
     }
@@ -64,8 +75,10 @@ impl Contents {
     /// Whether `bytes` are what must be at `sector`.
     pub(crate) fn check(&self, sector: u64, bytes: &[u8]) -> Outcome {
         for (at, found) in (sector..).zip(bytes.chunks_exact(SECTOR_LEN_BYTES)) {
-            let expected = self.numbers.get(&at).copied().unwrap_or(0);
-            if !is(expected, found) {
+            let expected = self.numbers.get(&at).copied();
+            let may_be_ones = expected.is_none() && self.unwritten == Unwritten::ZerosOrOnes;
+            let ones = may_be_ones && found.iter().all(|byte| *byte == u8::MAX);
+            if !ones && !is(expected.unwrap_or(0), found) {
                 return Err(differs(at, expected, found));
             }
         }
@@ -107,13 +120,17 @@ fn is(number: u32, found: &[u8]) -> bool {
     found == expected
 }
 
-fn differs(sector: u64, expected: u32, found: &[u8]) -> Stop {
+fn differs(sector: u64, expected: Option<u32>, found: &[u8]) -> Stop {
     let mut bytes = [0; SECTOR_LEN_BYTES];
-    fill(expected, &mut bytes);
+    fill(expected.unwrap_or(0), &mut bytes);
     let at = bytes.iter().zip(found).position(|(expected, found)| expected != found).unwrap_or(0);
     let some =
         |bytes: &[u8]| format!("{:02x?}", bytes.get(at..(at + 8).min(bytes.len())).unwrap_or_default());
-    let kind = if expected == 0 { "zeros" } else { "what was written" };
+    let kind = match expected {
+        None => "an unwritten sector",
+        Some(0) => "zeros",
+        Some(_) => "what was written",
+    };
     Stop::Failed(format!(
         "sector {sector}, byte {at}: expected {kind}, {}; found {}",
         some(&bytes),

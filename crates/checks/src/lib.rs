@@ -36,7 +36,7 @@ mod zoned;
 use virtio_zbd_driver::{Buffer, Hal, Transport, VirtioBlk};
 
 pub use line::{Line, Summary, Verdict};
-pub use peer::{Discarded, Expected, MakesRoom, Peer, Refusals};
+pub use peer::{Discarded, Expected, MakesRoom, Peer, Refusals, Unwritten};
 
 use disk::Real;
 use rig::Rig;

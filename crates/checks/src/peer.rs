@@ -13,6 +13,8 @@ pub struct Peer {
     pub refusals: Refusals,
     /// What discarded sectors read as.
     pub discarded: Discarded,
+    /// What unwritten sectors of sequential zones read as (V31).
+    pub unwritten: Unwritten,
     /// Whether WRITE_ZEROES is offered on a host-managed disk (G3: no; Q4: yes).
     pub write_zeroes_on_zones: bool,
     /// Whether a read that crosses the border of two sequential zones is served, which V25 forbids.
@@ -62,6 +64,16 @@ pub enum Discarded {
     KeptOrZeros,
 }
 
+/// What unwritten sectors of sequential zones read as; the specification leaves the pattern open (V31).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unwritten {
+    /// Zeros.
+    Zeros,
+    /// Each sector zeros, or ones: Linux' null_blk, behind QEMU's device, has ones beyond the write pointer and zeros in
+    /// what a finish has skipped.
+    ZerosOrOnes,
+}
+
 impl Peer {
     /// Our device with zones: every status is the rules'.
     pub const EXACT: Self = Self {
@@ -69,6 +81,7 @@ impl Peer {
         expected: Expected::HostManaged,
         refusals: Refusals::AsSpecified,
         discarded: Discarded::Zeros,
+        unwritten: Unwritten::Zeros,
         write_zeroes_on_zones: false,
         reads_across_zones: false,
         appends_behind_full_zones: false,
@@ -84,6 +97,7 @@ impl Peer {
         expected: Expected::HostManaged,
         refusals: Refusals::Qemu,
         discarded: Discarded::KeptOrZeros,
+        unwritten: Unwritten::ZerosOrOnes,
         write_zeroes_on_zones: true,
         reads_across_zones: true,
         appends_behind_full_zones: true,

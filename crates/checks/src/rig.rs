@@ -116,16 +116,17 @@ impl<'a> Rig<'a> {
         Ok(Area { start_sector, sectors })
     }
 
-    /// The first `count` sequential zones of full capacity, after all zones were reset.
+    /// The first `count` whole sequential zones, after all zones were reset.
     pub(crate) fn empty_zones(&mut self, count: usize) -> Result<Vec<Zone>, Stop> {
-        self.zoned()?;
+        let zoned = self.zoned()?;
         self.writable()?;
         ok("reset all", self.disk.reset_all_zones())?;
         let zones = ok("a report", self.disk.zones(0))?;
-        let sequential = |zone: &&Zone| zone.kind == ZoneType::SequentialRequired;
-        let capacity_sectors = zones.iter().find(sequential).map_or(0, |zone| zone.capacity_sectors);
-        let full = zones.iter().filter(|zone| sequential(zone) && zone.capacity_sectors == capacity_sectors);
-        let wanted: Vec<Zone> = full.take(count).copied().collect();
+        // The last one may be shorter.
+        let whole = |zone: &&Zone| {
+            zone.kind == ZoneType::SequentialRequired && zone.len_sectors == u64::from(zoned.zone_sectors)
+        };
+        let wanted: Vec<Zone> = zones.iter().filter(whole).take(count).copied().collect();
         if wanted.len() < count {
             return Err(Stop::NotHere(format!(
                 "{count} whole sequential zones are needed, the disk has {}",
@@ -133,6 +134,16 @@ impl<'a> Rig<'a> {
             )));
         }
         Ok(wanted)
+    }
+
+    /// As [`empty_zones`](Self::empty_zones), each with room for so many writes of one grain.
+    pub(crate) fn roomy_zones(&mut self, count: usize, writes: u64) -> Result<Vec<Zone>, Stop> {
+        let zones = self.empty_zones(count)?;
+        let sectors = writes * self.grain_sectors();
+        if zones.iter().any(|zone| zone.capacity_sectors < sectors) {
+            return Err(Stop::NotHere(format!("zones have room for less than {writes} writes")));
+        }
+        Ok(zones)
     }
 
     /// How many sequential zones may be written at a time, at most `wanted`.
@@ -151,6 +162,11 @@ impl<'a> Rig<'a> {
     /// New data.
     pub(crate) fn piece(&mut self, sectors: u64) -> Piece {
         self.source.piece(sectors)
+    }
+
+    /// Contents of which nothing is known to be written.
+    pub(crate) fn contents(&self) -> Contents {
+        Contents::new(self.peer.unwritten)
     }
 
     /// Writes new data from `sector` on, in pieces, and remembers it.

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::rig::{Blk, assert_usable, rig};
+use common::rig::{Blk, assert_usable, cases, rig};
 use common::{FakeDevice, Shape, Watch, on_both_hals};
 use virtio_zbd_driver::{Command, DeviceError, Error, Hal, Wrong};
 use virtio_zbd_spec::{RequestType, Status};
@@ -42,14 +42,14 @@ fn calls<H: Hal>() -> [(RequestType, u64, Call<H>); 11] {
 fn l10_every_status_of_every_request<H: Hal>() {
     let _watch = Watch::begin();
     let (device, mut disk) = rig::<H>(Shape::default());
-    for (status, error) in [
+    for (status, error) in cases([
         (Status::IoErr, DeviceError::IoError),
         (Status::Unsupp, DeviceError::Unsupported),
         (Status::ZoneInvalidCmd, DeviceError::InvalidCommand),
         (Status::ZoneUnalignedWp, DeviceError::UnalignedWritePointer),
         (Status::ZoneOpenResource, DeviceError::OpenResource),
         (Status::ZoneActiveResource, DeviceError::ActiveResource),
-    ] {
+    ]) {
         for (request, sector, call) in calls::<H>() {
             device.lie_to(request, move |_, reply| {
                 reply.set_status(status.into());
@@ -67,7 +67,7 @@ fn l10_every_status_of_every_request<H: Hal>() {
 fn statuses_that_there_are_not<H: Hal>() {
     let _watch = Watch::begin();
     let (device, mut disk) = rig::<H>(Shape::default());
-    for status in [7, 8, 0x0f, 0x80, 0xfe, 0xff] {
+    for status in cases([7, 0x80, 0xff, 8, 0x0f, 0xfe]) {
         for (request, _, call) in calls::<H>() {
             device.lie_to(request, move |_, reply| reply.set_status(status));
             assert_eq!(call(&mut disk), Err(Error::Wrong(Wrong::Status(status))), "{request:?}");
@@ -132,7 +132,8 @@ fn r11_appends_that_landed_where_they_can_not<H: Hal>() {
     let wrong =
         |found_sector| Err(Error::Wrong(Wrong::AppendSector { zone_start_sector: 128, found_sector }));
     // Before the zone, behind it, so close to its end that it would not fit, beyond the disk, not aligned.
-    for sector in [0, 64, 120, 127, 192, 184, 180, 552, 1 << 40, u64::MAX, u64::MAX - 15, 129, 132, 143] {
+    let sectors = [0, 184, u64::MAX, 64, 120, 127, 192, 180, 552, 1 << 40, u64::MAX - 15, 129, 132, 143];
+    for sector in cases(sectors) {
         assert_eq!(append_at(&device, &mut disk, sector), wrong(sector));
     }
     // Asynchronously it is the same.

@@ -8,7 +8,7 @@ use std::thread;
 
 use common::rig::{
     Blk, TURNS_MAX, allocate, assert_all_calls_end_with, assert_broken, assert_usable, attach, attach_with,
-    expected_zones, rig, zones,
+    cases, expected_zones, rig, zones,
 };
 use common::{FakeDevice, FakeTransport, Generation, Reply, Shape, Watch, memory, on_both_hals};
 use virtio_drivers::transport::DeviceStatus;
@@ -69,7 +69,7 @@ fn never_answering<H: Hal>() {
         (RequestType::ZoneAppend, |disk| disk.append(128, &[0; 4096]).map(drop)),
         (RequestType::ZoneReset, |disk| disk.reset_zone(128)),
     ];
-    for (kind, call) in calls {
+    for (kind, call) in cases(calls) {
         let (device, mut disk) = rig::<H>(Shape::default());
         device.lie_to(kind, |_, reply| reply.drop_it());
         assert_eq!(call(&mut disk), Err(Error::TimedOut), "{kind:?}");
@@ -373,7 +373,7 @@ fn b3_a_disk_that_grows_with_wrong_zones<H: Hal>() {
         ),
         (|reply| reply.patch(0, &12_u64.to_le_bytes()), Wrong::ReportOverrun { nr_zones: 12, room: 11 }),
     ];
-    for (lie, wrong) in lies {
+    for (lie, wrong) in cases(lies) {
         let (device, mut disk) = rig::<H>(Shape::default());
         let old = zones(&mut disk);
         resize(&device, 648);

@@ -6,7 +6,7 @@
 
 mod common;
 
-use common::rig::{Blk, assert_usable, attach, expected_zones, refusal_of, rig, zones};
+use common::rig::{Blk, assert_usable, attach, cases, expected_zones, refusal_of, rig, zones};
 use common::{FakeDevice, Reply, Request, Shape, Watch, on_both_hals};
 use virtio_zbd_driver::{DeviceError, Error, Hal, Wrong, Zone};
 use virtio_zbd_spec::{RequestType, Status, ZoneState, ZoneType};
@@ -158,7 +158,7 @@ fn b1_more_zones_than_the_buffer_holds<H: Hal>() {
     let _watch = Watch::begin();
     // Room for 7 zones of 9.
     let shape = small_reports();
-    for nr_zones in [8, 9, 10, 1 << 32, 1 << 58, (1 << 58) + 7, 1 << 63, u64::MAX / 64, u64::MAX] {
+    for nr_zones in cases([8, u64::MAX, 1 << 58, (1 << 58) + 7, 9, 10, 1 << 32, 1 << 63, u64::MAX / 64]) {
         let (device, mut disk) = rig::<H>(shape.clone());
         let (good, end) =
             with_lie(&device, &mut disk, move |_, reply| reply.patch(0, &nr_zones.to_le_bytes()));
@@ -220,7 +220,7 @@ fn fewer_zones_than_asked_for<H: Hal>() {
 fn zones_in_the_wrong_place<H: Hal>() {
     let _watch = Watch::begin();
     // Backwards, the same again, overlapping, with a gap, far away, out of order.
-    for start in [0, 128, 191, 193, 200, 256, 512, 552, u64::MAX, u64::MAX - 191] {
+    for start in cases([0, 193, u64::MAX, 128, 191, 200, 256, 512, 552, u64::MAX - 191]) {
         let wrong = lie_about_zone_3::<H>(set(3, START, start));
         assert_eq!(wrong, Wrong::ZoneStart { expected_sector: 192, found_sector: start });
     }
@@ -284,7 +284,7 @@ fn one_zone_at_a_time<H: Hal>() {
 fn capacities_that_can_not_be<H: Hal>() {
     let _watch = Watch::begin();
     // A sequential zone can be shorter than its place, not longer, and there is something in it.
-    for found_sectors in [0, 65, 1 << 32, 1 << 63, u64::MAX] {
+    for found_sectors in cases([0, 65, u64::MAX, 1 << 32, 1 << 63]) {
         let wrong = lie_about_zone_3::<H>(set(3, CAP, found_sectors));
         assert_eq!(wrong, Wrong::ZoneCapacity { start_sector: 192, len_sectors: 64, found_sectors });
     }
@@ -305,7 +305,7 @@ fn write_pointers_that_can_not_be<H: Hal>() {
         (ZoneState::ExplicitOpen, vec![0, 191, 241, 1 << 63, u64::MAX]),
         (ZoneState::Closed, vec![0, 191, 241, 256, u64::MAX]),
     ] {
-        for found_sector in wps {
+        for found_sector in cases(wps).take(if cfg!(miri) { 1 } else { usize::MAX }) {
             let wrong = lie_about_zone_3::<H>(move |reply| {
                 set_byte(3, STATE, state.into())(reply);
                 set(3, WP, found_sector)(reply);
@@ -317,11 +317,11 @@ fn write_pointers_that_can_not_be<H: Hal>() {
 
 fn unknown_types_and_states<H: Hal>() {
     let _watch = Watch::begin();
-    for found in [0, 4, 5, 0x80, 0xff] {
+    for found in cases([0, 4, 0xff, 5, 0x80]) {
         let wrong = lie_about_zone_3::<H>(set_byte(3, TYPE, found));
         assert_eq!(wrong, Wrong::ZoneType { start_sector: 192, found });
     }
-    for found in [5, 6, 12, 16, 0x0f | 0x10, 0xff] {
+    for found in cases([5, 16, 0xff, 6, 12, 0x0f | 0x10]) {
         let wrong = lie_about_zone_3::<H>(set_byte(3, STATE, found));
         assert_eq!(wrong, Wrong::ZoneState { start_sector: 192, found });
     }
@@ -371,7 +371,7 @@ fn l9_runts<H: Hal>() {
 fn l9_write_pointers_without_meaning<H: Hal>() {
     let _watch = Watch::begin();
     let (device, mut disk) = rig::<H>(Shape::default());
-    for wp in [0, 192, 200, 1 << 40, u64::MAX] {
+    for wp in cases([0, 192, u64::MAX, 200, 1 << 40]) {
         for (state, expected) in
             [(ZoneState::Full, Some(256)), (ZoneState::ReadOnly, None), (ZoneState::Offline, None)]
         {

@@ -196,17 +196,26 @@ fn a_stop_with_requests_in_flight_waits_for_them_and_then_gives_the_memory_up() 
     // The back-end completes it a little later: nothing is given up.
     let backend = one_taken();
     let (mut transport, queue) = attach(&backend, PATIENCE);
-    let (memory, used_offset) = {
+    let (memory, used_offset, avail_offset) = {
         let kept = backend.kept.lock().unwrap();
-        let nth = kept.requests.iter().rposition(|request| *request == SET_VRING_ADDR).unwrap();
-        let used = u64::from_ne_bytes(kept.payloads[nth][16..24].try_into().unwrap());
-        let nth = kept.requests.iter().rposition(|request| *request == SET_MEM_TABLE).unwrap();
-        let user_base = u64::from_ne_bytes(kept.payloads[nth][24..32].try_into().unwrap());
-        (kept.memory.as_ref().unwrap().try_clone().unwrap(), used - user_base)
+        let nth = |wanted| kept.requests.iter().rposition(|request| *request == wanted).unwrap();
+        let long =
+            |nth: usize, at: usize| u64::from_ne_bytes(kept.payloads[nth][at..at + 8].try_into().unwrap());
+        let user_base = long(nth(SET_MEM_TABLE), 24);
+        let place = nth(SET_VRING_ADDR);
+        let memory = kept.memory.as_ref().unwrap().try_clone().unwrap();
+        (memory, long(place, 16) - user_base, long(place, 24) - user_base)
     };
+    let avail_flags = || {
+        let mut flags = [0; 2];
+        rustix::io::pread(&memory, &mut flags, avail_offset).unwrap();
+        u16::from_ne_bytes(flags)
+    };
+    assert_eq!(avail_flags(), 0);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             common::eventually("the stop", || backend.requests().contains(&GET_VRING_BASE));
+            assert_eq!(avail_flags(), 1, "calls are still wanted");
             rustix::io::pwrite(&memory, &1_u16.to_ne_bytes(), used_offset + 2).unwrap();
         });
         transport.set_status(DeviceStatus::empty());

@@ -92,14 +92,15 @@ fn pattern(sector: usize, version: u8) -> [u8; 512] {
 type Queue = VirtQueue<ArenaHal, 64>;
 
 /// A driver that does nothing but read, on several queues.
-fn attach(transport: &mut VhostUserTransport, queues: u16) -> Vec<Queue> {
+fn attach(transport: &mut VhostUserTransport, queues: u16, event_idx: bool) -> Vec<Queue> {
+    let features = VERSION_1 | MQ | if event_idx { 1 << 29 } else { 0 };
     let begun = DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER;
     transport.set_status(DeviceStatus::empty());
     transport.set_status(begun);
-    assert_eq!(transport.read_device_features() & (VERSION_1 | MQ), VERSION_1 | MQ);
-    transport.write_driver_features(VERSION_1 | MQ);
+    assert_eq!(transport.read_device_features() & features, features);
+    transport.write_driver_features(features);
     transport.set_status(begun | DeviceStatus::FEATURES_OK);
-    let queues = (0..queues).map(|index| Queue::new(transport, index, false, false).unwrap()).collect();
+    let queues = (0..queues).map(|index| Queue::new(transport, index, false, event_idx).unwrap()).collect();
     transport.finish_init();
     assert_eq!(transport.monitor().lost(), None);
     queues
@@ -136,7 +137,7 @@ fn finish(queue: &mut Queue, read: &mut Read) {
 fn queues_work_next_to_each_other_and_their_driver_sleeps() {
     let Some(daemon) = Daemon::start(3) else { return };
     let mut transport = daemon.connect(PATIENCE);
-    let mut queues = attach(&mut transport, 3);
+    let mut queues = attach(&mut transport, 3, false);
     assert_eq!(transport.read_config_space::<u64>(0), Ok(u64::try_from(SECTORS).unwrap()));
     assert_eq!(transport.read_config_space::<u16>(34), Ok(3), "num_queues");
     for round in 0..50 {
@@ -160,8 +161,8 @@ fn queues_work_next_to_each_other_and_their_driver_sleeps() {
 fn a_stop_waits_for_what_is_in_flight() {
     let Some(daemon) = Daemon::start(1) else { return };
     let mut transport = daemon.connect(PATIENCE);
-    for _ in 0..20 {
-        let mut queues = attach(&mut transport, 1);
+    for round in 0..100 {
+        let mut queues = attach(&mut transport, 1, round % 2 == 0);
         let mut reads: Vec<_> = (0..8).map(|n| submit(&mut queues[0], n * 128, 64 << 10)).collect();
         transport.notify(0);
         // At least one of them is taken.
@@ -183,7 +184,7 @@ fn a_stop_waits_for_what_is_in_flight() {
 fn a_daemon_that_is_killed_is_noticed() {
     let Some(daemon) = Daemon::start(1) else { return };
     let mut transport = daemon.connect(PATIENCE);
-    let queues = attach(&mut transport, 1);
+    let queues = attach(&mut transport, 1, false);
     // It calls once when a queue is started.
     while transport.wait_used(0, Duration::from_millis(10)).unwrap() {}
     daemon.signal(Signal::KILL);
@@ -198,7 +199,7 @@ fn a_daemon_that_stands_still_is_given_up() {
     // Enough for it to answer while it runs.
     let timeout = Duration::from_secs(2);
     let mut transport = daemon.connect(timeout);
-    let queues = attach(&mut transport, 1);
+    let queues = attach(&mut transport, 1, false);
     daemon.signal(Signal::STOP);
     transport.set_status(DeviceStatus::empty());
     let lost = Lost::TimedOut { request: "GET_VRING_BASE", timeout };

@@ -1,9 +1,9 @@
-//! 4 KiB random reads at depth 32 through the socket, as requests a second and as a ratio to `qemu-storage-daemon` on the
-//! same file.
+//! 4 KiB random reads at depth 32 through the socket, as requests a second: with each server a ratio to `qemu-storage-daemon`
+//! on the same file, with each client (libblkio's driver, and ours in `vzbd bench`) a ratio of ours to libblkio's.
 //!
-//! `cargo bench -p vzbd`. The client is libblkio's driver. The servers take turns, several rounds, so that a machine that
-//! is slow for a while is slow for all; the ratios are of the same round. The file is in the host's page cache: this
-//! measures the way through the daemon, not a disk.
+//! `cargo bench -p vzbd`. Servers and clients take turns, several rounds, so that a machine that is slow for a while is slow
+//! for all; the ratios are of the same round. The file is in the host's page cache: this measures the way through the
+//! daemon, not a disk.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -47,21 +47,36 @@ fn main() {
     ];
     let servers: Vec<Server> = servers.into_iter().flatten().collect();
     let mut rates = vec![Vec::new(); servers.len()];
+    let mut our_rates = rates.clone();
     for _ in 0..rounds {
-        for (server, rates) in servers.iter().zip(&mut rates) {
+        for ((server, rates), our_rates) in servers.iter().zip(&mut rates).zip(&mut our_rates) {
             rates.push(server.measure(round));
+            our_rates.push(server.measure_ours(round));
         }
     }
     println!(
         "4 KiB random reads, depth {DEPTH}, one queue, {rounds} rounds of {round:?}, {} MiB",
         DISK_BYTES >> 20
     );
-    println!("{:32} {:>12} {:>25}", "server", "requests/s", "ratio to the last (min–max)");
-    let peer = rates.last().cloned().unwrap_or_default();
-    for (server, rates) in servers.iter().zip(&rates) {
-        let ratios: Vec<f64> = rates.iter().zip(&peer).map(|(ours, theirs)| ours / theirs).collect();
+    println!(
+        "{:32} {:>12} {:>28} {:>12} {:>24}",
+        "server", "libblkio", "to the last (min–max)", "our driver", "to libblkio (min–max)"
+    );
+    let ratio = |ours: &[f64], theirs: &[f64]| {
+        let ratios: Vec<f64> = ours.iter().zip(theirs).map(|(ours, theirs)| ours / theirs).collect();
         let (low, middle, high) = spread(&ratios);
-        println!("{:32} {:12.0} {middle:10.2} ({low:.2}–{high:.2})", server.name, spread(rates).1);
+        format!("{middle:.2} ({low:.2}–{high:.2})")
+    };
+    let peer = rates.last().cloned().unwrap_or_default();
+    for ((server, rates), our_rates) in servers.iter().zip(&rates).zip(&our_rates) {
+        println!(
+            "{:32} {:12.0} {:>28} {:12.0} {:>24}",
+            server.name,
+            spread(rates).1,
+            ratio(rates, &peer),
+            spread(our_rates).1,
+            ratio(our_rates, rates)
+        );
     }
 }
 
@@ -170,7 +185,15 @@ impl Server {
         self
     }
 
-    /// Requests a second over `round`.
+    /// Requests a second over `round`, through our driver.
+    fn measure_ours(&self, round: Duration) -> f64 {
+        let (socket, seconds, depth) =
+            (self.socket.to_str().unwrap(), round.as_secs_f64().to_string(), DEPTH.to_string());
+        let args = ["bench", socket, "--mode", "randread", "--depth", &depth, "--seconds", &seconds];
+        common::vzbd_json(&args)["requests_per_second"].as_f64().unwrap()
+    }
+
+    /// Requests a second over `round`, through libblkio's driver.
     fn measure(&self, round: Duration) -> f64 {
         let mut peer = self.connect();
         let mut random = fastrand::Rng::with_seed(1);

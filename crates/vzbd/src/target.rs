@@ -334,8 +334,7 @@ pub(crate) fn private_dir() -> io::Result<tempfile::TempDir> {
         dir if dir.as_os_str().len() <= PATH_LEN_MAX => dir,
         _ => "/tmp".into(),
     };
-    let made = tempfile::Builder::new().prefix("vzbd-").tempdir_in(&dir);
-    made.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", dir.display())))
+    tempfile::Builder::new().prefix("vzbd-").tempdir_in(dir)
 }
 
 /// A duration as it is given on the command line.

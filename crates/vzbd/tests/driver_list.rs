@@ -279,6 +279,48 @@ fn many_zones() {
     ram(shape, 2, &[&ZONED]);
 }
 
+/// Disks that nobody thought of. `DRIVER_SHAPES=n` tries more of them.
+#[test]
+fn random_shapes() {
+    let count = std::env::var("DRIVER_SHAPES").map_or(6, |count| count.parse().unwrap());
+    let mut random = fastrand::Rng::with_seed(seed());
+    for _ in 0..count {
+        let shape = random_shape(&mut random);
+        let queues = random.u16(1..=4);
+        let options = Options { queues, queue_depth: 1 << random.u16(2..=8), ..Options::default() };
+        println!("{shape:?}, {options:?}");
+        let store = Arc::new(RamStore::new(Geometry::new(shape).unwrap()).unwrap());
+        serve(store, queues, EngineChoice::Auto, |socket| {
+            let lines = driver::list_with_seed(socket, options, &Peer::EXACT, random.u64(..));
+            assert_eq!(driver::failed(&lines), [""; 0]);
+        });
+    }
+}
+
+fn random_shape(random: &mut fastrand::Rng) -> GeometryConfig {
+    let grain = 1 << random.u32(0..=4);
+    let zone_sectors = grain * random.u32(1..=300);
+    let zone_capacity_sectors = grain * random.u32(1..=zone_sectors / grain);
+    let zones = random.u64(1..=40);
+    let runt_sectors = u64::from(grain * random.u32(0..zone_sectors / grain));
+    let max_open_zones = if random.bool() { random.u32(1..=8) } else { 0 };
+    let max_active_zones = if random.bool() { max_open_zones + random.u32(0..=6) } else { 0 };
+    GeometryConfig {
+        capacity_sectors: u64::from(zone_sectors) * zones + runt_sectors,
+        zone_sectors,
+        zone_capacity_sectors,
+        conventional_zones: random.u32(0..=u32::try_from(zones / 2).unwrap()),
+        max_open_zones: if max_active_zones == 0 {
+            max_open_zones
+        } else {
+            max_open_zones.min(max_active_zones)
+        },
+        max_active_zones,
+        max_append_sectors: grain * random.u32(0..=zone_capacity_sectors / grain),
+        write_granularity_bytes: grain * 512,
+    }
+}
+
 /// `DRIVER_STEPS=n` makes it as long as wanted.
 #[test]
 fn many_random_requests() {

@@ -8,13 +8,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
+use crate::cache::{self, Lock};
 use crate::command::{run_logged, tail_of_file};
-use crate::{Error, Progress, Result, cache, packages};
+use crate::{Error, Progress, Result, packages};
 
 /// The release that QEMU comes from. By its code name: it stays what it is when newer ones come.
 const RELEASE: &str = "forky";
 
-const PACKAGES: &[&str] = &["qemu-system-x86"];
+const PACKAGES: &[&str] = &["qemu-system-x86", "qemu-utils"];
 
 /// Debian's architecture name for what we want: the machines of our tests are x86-64, and so is this one.
 const ARCHITECTURE: &str = "amd64";
@@ -26,18 +27,38 @@ const KEYRINGS: &[&str] =
 /// What is unpacked and then thrown away: nobody reads it here.
 const NOT_KEPT: &[&str] = &["usr/share/doc", "usr/share/locale", "usr/share/man", "usr/lib/systemd"];
 
-/// What starts the unpacked QEMU, in its directory.
-pub(super) const LAUNCHER: &str = "qemu-system-x86_64";
+/// The programs wanted of them.
+const PROGRAMS: [&str; 2] = [super::SYSTEM, super::STORAGE_DAEMON];
+
+/// In the directory: a launcher for each program, under the program's name, and nothing else.
+pub(super) const LAUNCHERS: &str = "bin";
 
 /// The libraries of the packages, and not the machine's; QEMU's modules and firmware beside it, for the program is not where
 /// it was compiled for.
 const LAUNCHER_TEXT: &str = r#"#!/bin/sh
-here=$(dirname "$(readlink -f "$0")")
-libraries=$here/root/usr/lib/x86_64-linux-gnu
+name=$(basename "$0")
+usr=$(dirname "$(readlink -f "$0")")/../root/usr
+libraries=$usr/lib/x86_64-linux-gnu
 export QEMU_MODULE_DIR="$libraries/qemu"
-exec "$libraries/ld-linux-x86-64.so.2" --library-path "$libraries" "$here/root/usr/bin/qemu-system-x86_64" \
-    -L "$here/root/usr/share/qemu" -L "$here/root/usr/share/seabios" "$@"
+case $name in
+qemu-system-*) set -- -L "$usr/share/qemu" -L "$usr/share/seabios" "$@" ;;
+esac
+exec "$libraries/ld-linux-x86-64.so.2" --library-path "$libraries" "$usr/bin/$name" "$@"
 "#;
+
+/// The directory of the launchers. They are downloaded if they are not in the cache; processes that ask at the same time wait
+/// for the one that downloads.
+pub(super) fn ensure(progress: Progress<'_>) -> Result<PathBuf> {
+    let cache = cache::dir()?;
+    let place = cache.join(key());
+    if !place.exists() {
+        let _lock = Lock::wait(&cache, "qemu.lock", progress)?;
+        if !place.exists() {
+            fetch(&cache, &place, progress)?;
+        }
+    }
+    Ok(place.join(LAUNCHERS))
+}
 
 /// The directory's name in the cache.
 pub(super) fn key() -> String {
@@ -46,7 +67,7 @@ pub(super) fn key() -> String {
 }
 
 /// Downloads and unpacks into `place`; the caller holds the lock.
-pub(super) fn fetch(cache: &Path, place: &Path, progress: Progress<'_>) -> Result<()> {
+fn fetch(cache: &Path, place: &Path, progress: Progress<'_>) -> Result<()> {
     if !cfg!(target_arch = "x86_64") {
         return Err(Error::WrongMachine(std::env::consts::ARCH));
     }
@@ -64,18 +85,23 @@ pub(super) fn fetch(cache: &Path, place: &Path, progress: Progress<'_>) -> Resul
     let log = cache.join("qemu.log");
     let _ = fs::remove_file(&log);
 
-    progress(&format!("qemu: the machine's own is not there or older than {}", super::OLDEST));
     let archives = download(dir.path(), &log, progress)?;
     progress(&format!("qemu: unpacking {} packages", archives.len()));
     let ready = dir.path().join("ready");
     unpack(&archives, &ready.join("root"), &log)?;
-    let launcher = ready.join(LAUNCHER);
-    fs::write(&launcher, LAUNCHER_TEXT).map_err(Error::io("write", &launcher))?;
-    fs::set_permissions(&launcher, fs::Permissions::from_mode(0o755))
-        .map_err(Error::io("make executable", &launcher))?;
+    let launchers = ready.join(LAUNCHERS);
+    fs::create_dir(&launchers).map_err(Error::io("make the directory", &launchers))?;
+    for program in PROGRAMS {
+        let launcher = launchers.join(program);
+        fs::write(&launcher, LAUNCHER_TEXT).map_err(Error::io("write", &launcher))?;
+        fs::set_permissions(&launcher, fs::Permissions::from_mode(0o755))
+            .map_err(Error::io("make executable", &launcher))?;
+    }
 
     // All files first and seen to work, then the name: a directory under its name is whole.
-    let version = super::Qemu::at(launcher)?.version();
+    let version = super::Qemu::at(launchers.join(super::SYSTEM))?.version();
+    let mut daemon = Command::new(launchers.join(super::STORAGE_DAEMON));
+    run_logged(daemon.arg("--version"), "trying qemu-storage-daemon", &log, &mut |_| {})?;
     fs::rename(&ready, place).map_err(Error::io("rename the unpacked QEMU to", place))?;
     let _ = fs::remove_file(&log);
     progress(&format!("qemu: {version} in {} s: {}", started.elapsed().as_secs(), place.display()));

@@ -13,11 +13,16 @@ const SEED_VARIABLE: &str = "CHECKS_SEED";
 /// Long for the whole list on an emulated processor (in a User-mode Linux, on a busy machine), short for a run that hangs.
 pub(crate) const KERNEL_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// A machine with the kernel of this source tree, without disks.
+/// A machine with the test kernel of this source tree, without disks.
 pub(crate) fn test_machine(machine: Machine) -> TestMachine {
-    let qemu = Qemu::cached().or_fail("no QEMU");
-    let kernel = BareMetal::build().or_fail("no kernel");
-    TestMachine::new(&qemu, &kernel, machine)
+    let kernel = BareMetal::build().or_fail("no kernel").test_kernel();
+    TestMachine::new(&Qemu::cached().or_fail("no QEMU"), kernel, machine)
+}
+
+/// A machine with the example.
+pub(crate) fn example_machine() -> TestMachine {
+    let kernel = BareMetal::build().or_fail("no kernel").example();
+    TestMachine::new(&Qemu::cached().or_fail("no QEMU"), kernel, Machine::Q35)
 }
 
 /// A machine whose kernel runs the driver's test list, with what the list calls `peer` in mind.

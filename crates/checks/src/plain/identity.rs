@@ -2,7 +2,7 @@
 
 use virtio_zbd_driver::{Command, Done, Error, Features, Invalid, Model, RequestType};
 
-use crate::data::{Contents, len_bytes};
+use crate::data::len_bytes;
 use crate::peer::Expected;
 use crate::rig::{Outcome, Rig, Stop, failed, holds, not_here, ok, refused, same};
 
@@ -85,7 +85,7 @@ fn switch(rig: &mut Rig<'_>) -> Outcome {
             Err(Stop::NotHere(_)) => continue,
             other => other?,
         };
-        let mut contents = Contents::default();
+        let mut contents = rig.contents();
         let sectors = 4 * rig.block_sectors();
         rig.write(&mut contents, area.start_sector, sectors)?;
         ok("flush", rig.disk.flush())?;

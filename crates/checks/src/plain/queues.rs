@@ -23,7 +23,7 @@ pub(super) fn many(rig: &mut Rig<'_>) -> Outcome {
     holds("room for a request on each queue", per_queue > 0)?;
     let slot_sectors = area.sectors / (per_queue * u64::from(queues));
     let slot_sectors = slot_sectors - slot_sectors % rig.block_sectors();
-    let mut contents = Contents::default();
+    let mut contents = rig.contents();
     let mut sizes = BTreeMap::new();
     for round in 0..3 {
         let mut flights: Vec<Flights> = (0..queues).map(|_| Flights::new()).collect();
@@ -125,7 +125,7 @@ fn landed(flights: &mut Flights, completion: &Completion<Vec<u8>>, contents: &mu
 
 /// Each queue takes requests until it is full, keeps all of them, and goes on afterwards.
 pub(super) fn brim(rig: &mut Rig<'_>) -> Outcome {
-    let mut contents = Contents::default();
+    let mut contents = rig.contents();
     let area = match rig.area() {
         Ok(area) => {
             rig.write(&mut contents, area.start_sector, area.sectors.min(256))?;
@@ -199,7 +199,7 @@ fn check_read(
 pub(super) fn calls_between(rig: &mut Rig<'_>) -> Outcome {
     let area = rig.area()?;
     let block = rig.block_sectors();
-    let mut contents = Contents::default();
+    let mut contents = rig.contents();
     let window = 16 * block;
     rig.write(&mut contents, area.start_sector, window)?;
     let mut flights = Flights::new();

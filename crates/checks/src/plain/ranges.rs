@@ -36,7 +36,7 @@ pub(super) fn discard(rig: &mut Rig<'_>) -> Outcome {
     let Some(limits) = rig.disk.limits().discard else {
         return Err(not_here("DISCARD is not offered, or the disk is host-managed"));
     };
-    let mut contents = Contents::default();
+    let mut contents = rig.contents();
     let area = filled(rig, &mut contents)?;
     for (sector, sectors) in ranges(rig, &area, &limits) {
         ok(format_args!("discard of {sectors} sectors at {sector}"), rig.disk.discard(sector, sectors))?;
@@ -73,7 +73,7 @@ fn zeroes(rig: &mut Rig<'_>, unmap: bool) -> Outcome {
     let Some(limits) = rig.disk.limits().write_zeroes else {
         return Err(not_here("WRITE_ZEROES is not offered"));
     };
-    let mut contents = Contents::default();
+    let mut contents = rig.contents();
     let area = filled(rig, &mut contents)?;
     for (sector, sectors) in ranges(rig, &area, &limits) {
         ok(
@@ -101,7 +101,7 @@ pub(super) fn secure_erase(rig: &mut Rig<'_>) -> Outcome {
     if rig.disk.zoned().is_some() {
         return Err(not_here("on a zoned disk it resets zones (V32)"));
     }
-    let mut contents = Contents::default();
+    let mut contents = rig.contents();
     let area = filled(rig, &mut contents)?;
     let [(sector, sectors), ..] = ranges(rig, &area, &limits);
     ok("secure erase", rig.disk.secure_erase(sector, sectors))?;

@@ -2,7 +2,7 @@
 
 use alloc::vec;
 
-use crate::data::{Contents, len_bytes, sectors};
+use crate::data::{len_bytes, sectors};
 use crate::rig::{Outcome, Rig, holds, ok};
 
 /// How many sectors the small transfers go over.
@@ -14,7 +14,7 @@ pub(super) fn sizes(rig: &mut Rig<'_>) -> Outcome {
     let block_sectors = rig.block_sectors();
     let window = WINDOW_SECTORS.min(area.sectors);
     let window = window - window % block_sectors;
-    let mut contents = Contents::default();
+    let mut contents = rig.contents();
     rig.write(&mut contents, area.start_sector, window)?;
     for blocks in [1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 63, 64, 65, 127, 128, 129, 255, 256, 257] {
         let sectors = blocks * block_sectors;
@@ -39,7 +39,7 @@ pub(super) fn places(rig: &mut Rig<'_>) -> Outcome {
     // Somewhere in the area, not always at its beginning.
     let first = rig.random.below(area.sectors / block_sectors - window_blocks + 1) * block_sectors;
     let start = area.start_sector + first;
-    let mut contents = Contents::default();
+    let mut contents = rig.contents();
     rig.write(&mut contents, start, window_blocks * block_sectors)?;
     for _ in 0..64 {
         let (offset, sectors) = place(rig, window_blocks);
@@ -65,7 +65,7 @@ pub(super) fn long(rig: &mut Rig<'_>) -> Outcome {
     let wanted = 3 * MIB_SECTORS + 3 * block_sectors;
     let long = wanted.min(area.sectors - block_sectors);
     let long = long - long % block_sectors;
-    let mut contents = Contents::default();
+    let mut contents = rig.contents();
     rig.write(&mut contents, area.start_sector, block_sectors)?;
     let piece = rig.piece(long);
     let start = area.start_sector + block_sectors;
@@ -87,7 +87,7 @@ pub(super) fn last_block(rig: &mut Rig<'_>) -> Outcome {
     if rig.disk.zoned().is_some() || rig.disk.read_only() {
         return Ok(());
     }
-    let mut contents = Contents::default();
+    let mut contents = rig.contents();
     rig.write(&mut contents, last, block_sectors)?;
     rig.compare(&contents, last, block_sectors)?;
     holds("a block was read", sectors(&found) == block_sectors)

@@ -62,7 +62,7 @@ impl Work {
             Err(Stop::NotHere(_)) => None,
             Err(other) => return Err(other),
         };
-        let mut work = Self { model: None, area, contents: Contents::default() };
+        let mut work = Self { model: None, area, contents: rig.contents() };
         if let Some(area) = area {
             rig.write(&mut work.contents, area.start_sector, area.sectors)?;
         }
@@ -184,7 +184,7 @@ fn zone_step(rig: &mut Rig<'_>, zoned: &Zoned, model: &mut Model, contents: &mut
         80..85 => (RequestType::ZoneFinish, Command::FinishZone { start_sector }, model.finish(index)),
         85..94 => {
             model.reset(index);
-            contents.zero(start_sector, zone.len_sectors);
+            contents.forget(start_sector, zone.len_sectors);
             (RequestType::ZoneReset, Command::ResetZone { start_sector }, Ok(None))
         }
         94 => {
@@ -192,7 +192,7 @@ fn zone_step(rig: &mut Rig<'_>, zoned: &Zoned, model: &mut Model, contents: &mut
                 model.reset(index);
             }
             for zone in &model.zones {
-                contents.zero(zone.zone.start_sector, zone.zone.len_sectors);
+                contents.forget(zone.zone.start_sector, zone.zone.len_sectors);
             }
             (RequestType::ZoneResetAll, Command::ResetAllZones, Ok(None))
         }
@@ -269,13 +269,16 @@ fn read(rig: &mut Rig<'_>, zone: &Zone, next_sector: u64, contents: &Contents) -
     };
     // What comes behind the zone is one that takes part, an empty one, or the disk's end.
     let sectors = (blocks * block).min(rig.disk.capacity_sectors() - sector);
+    if sectors == 0 {
+        return Ok(());
+    }
     let inside = sector + sectors <= zone.end_sector();
     if inside && rig.transfer_sectors(sectors) == sectors && rig.random.below(2) == 0 {
         let queue = some_queue(rig);
         let completion = rig.one(queue, Command::Read { sector, buffer: vec![0xa5; len_bytes(sectors)] })?;
         return read_is(&completion, contents, sector);
     }
-    if sectors == 0 { Ok(()) } else { rig.compare(contents, sector, sectors) }
+    rig.compare(contents, sector, sectors)
 }
 
 /// The request's outcome held against the model's. Gives the zone that was closed to make room.

@@ -28,12 +28,12 @@ fn append_sectors_max(rig: &Rig<'_>, zoned: &Zoned) -> u64 {
 /// All sizes one after the other, between writes at the write pointer.
 pub(super) fn single(rig: &mut Rig<'_>) -> Outcome {
     let zoned = with_append(rig)?;
-    let zones = rig.empty_zones(1)?;
+    let zones = rig.roomy_zones(1, 3)?;
     let [zone] = zones.as_slice() else { return Err(not_here("a zone is needed")) };
     let grain = rig.grain_sectors();
     let longest = append_sectors_max(rig, &zoned);
     let start = zone.start_sector;
-    let mut contents = Contents::default();
+    let mut contents = rig.contents();
     let mut written = 0;
     for sectors in [grain, 2 * grain, longest, 3 * grain, grain] {
         let sectors = sectors.min(longest);
@@ -85,7 +85,7 @@ fn storm(rig: &mut Rig<'_>, zones: &[Zone]) -> Outcome {
     let mut in_flight: Vec<BTreeMap<Token, Flight>> = (0..queues).map(|_| BTreeMap::new()).collect();
     // By zone: where an append landed, and how long it is.
     let mut landed: Vec<BTreeMap<u64, u64>> = zones.iter().map(|_| BTreeMap::new()).collect();
-    let mut contents = Contents::default();
+    let mut contents = rig.contents();
     for _ in 0..APPENDS {
         let index = usize::try_from(rig.random.below(zones.len() as u64)).unwrap_or(0);
         let (Some(zone), Some(room)) = (zones.get(index), room.get_mut(index)) else { continue };
@@ -224,7 +224,7 @@ pub(super) fn beyond_capacity(rig: &mut Rig<'_>) -> Outcome {
     }
     let start = zone.start_sector;
     let nearly = zone.capacity_sectors - grain;
-    let mut contents = Contents::default();
+    let mut contents = rig.contents();
     rig.write(&mut contents, start, nearly)?;
     let data = rig.piece(2 * grain).bytes;
     let expected = rig.refusal(RequestType::ZoneAppend, start, DeviceError::InvalidCommand);

@@ -3,7 +3,7 @@
 use virtio_zbd_driver::{Command, DeviceError, Done, RequestType, ZoneState};
 
 use super::in_state;
-use crate::data::Contents;
+use crate::peer::Unwritten;
 use crate::rig::{Outcome, Rig, not_here, ok, refused, same};
 
 /// How much of a large zone is looked at, from its start.
@@ -14,8 +14,11 @@ pub(super) fn unwritten(rig: &mut Rig<'_>) -> Outcome {
     let zones = rig.empty_zones(1)?;
     let [zone] = zones.as_slice() else { return Err(not_here("a zone is needed")) };
     let start = zone.start_sector;
-    let mut contents = Contents::default();
+    let mut contents = rig.contents();
     let look = zone.len_sectors.min(LOOK_SECTORS);
+    if rig.peer.unwritten == Unwritten::ZerosOrOnes {
+        rig.note("zeros, or ones as null_blk has them");
+    }
     rig.compare(&contents, start, look)?;
     rig.compare(&contents, zone.end_sector() - grain, grain)?;
     for _ in 0..3 {
@@ -35,14 +38,11 @@ pub(super) fn unwritten(rig: &mut Rig<'_>) -> Outcome {
 
 pub(super) fn kept(rig: &mut Rig<'_>) -> Outcome {
     let grain = rig.grain_sectors();
-    let zones = rig.empty_zones(1)?;
+    let zones = rig.roomy_zones(1, 8)?;
     let [zone] = zones.as_slice() else { return Err(not_here("a zone is needed")) };
     let start = zone.start_sector;
-    if zone.capacity_sectors < 8 * grain {
-        return Err(not_here("zones have room for a few writes only"));
-    }
     let look = zone.len_sectors.min(LOOK_SECTORS);
-    let mut contents = Contents::default();
+    let mut contents = rig.contents();
     rig.write(&mut contents, start, 2 * grain)?;
     ok("close", rig.disk.close_zone(start))?;
     rig.compare(&contents, start, look)?;
@@ -61,16 +61,13 @@ pub(super) fn kept(rig: &mut Rig<'_>) -> Outcome {
 /// What was there before a reset does not come back, whatever is written then.
 pub(super) fn reset(rig: &mut Rig<'_>) -> Outcome {
     let grain = rig.grain_sectors();
-    let zones = rig.empty_zones(2)?;
+    let zones = rig.roomy_zones(2, 8)?;
     let [zone, other] = zones.as_slice() else { return Err(not_here("two zones are needed")) };
-    if zone.capacity_sectors < 8 * grain {
-        return Err(not_here("zones have room for a few writes only"));
-    }
     let look = zone.len_sectors.min(LOOK_SECTORS);
     let much = (zone.capacity_sectors / 2).min(LOOK_SECTORS);
     let much = much - much % grain;
     for all in [false, true] {
-        let mut contents = Contents::default();
+        let mut contents = rig.contents();
         rig.write(&mut contents, zone.start_sector, much)?;
         if rig.at_once(2) < 2 {
             ok("finish", rig.disk.finish_zone(zone.start_sector))?;
@@ -79,11 +76,11 @@ pub(super) fn reset(rig: &mut Rig<'_>) -> Outcome {
         rig.compare(&contents, zone.start_sector, look)?;
         if all {
             ok("reset all", rig.disk.reset_all_zones())?;
-            contents.zero(other.start_sector, other.len_sectors);
+            contents.forget(other.start_sector, other.len_sectors);
         } else {
             ok("reset", rig.disk.reset_zone(zone.start_sector))?;
         }
-        contents.zero(zone.start_sector, zone.len_sectors);
+        contents.forget(zone.start_sector, zone.len_sectors);
         rig.compare(&contents, zone.start_sector, look)?;
         rig.compare(&contents, other.start_sector, look)?;
         if rig.at_once(2) < 2 && !all {
@@ -110,7 +107,7 @@ pub(super) fn secure_erase(rig: &mut Rig<'_>) -> Outcome {
     };
     let grain = rig.grain_sectors();
     let sector = zone.start_sector;
-    let mut contents = Contents::default();
+    let mut contents = rig.contents();
     rig.write(&mut contents, sector, grain)?;
     let part = u32::try_from(grain).unwrap_or(1);
     let completion = rig.one(0, Command::SecureErase { sector, sectors: part })?;
@@ -121,5 +118,5 @@ pub(super) fn secure_erase(rig: &mut Rig<'_>) -> Outcome {
     let completion = rig.one(0, Command::SecureErase { sector, sectors })?;
     same("secure erase of a zone", &completion.result, &Ok(Done::Plain))?;
     rig.zone_is("secure erase", zone)?;
-    rig.compare(&Contents::default(), sector, grain)
+    rig.compare(&rig.contents(), sector, grain)
 }

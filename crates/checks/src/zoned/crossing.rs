@@ -30,7 +30,7 @@ pub(super) fn write(rig: &mut Rig<'_>) -> Outcome {
 pub(super) fn read(rig: &mut Rig<'_>) -> Outcome {
     let (first, second) = neighbours(rig)?;
     let grain = rig.grain_sectors();
-    let mut contents = Contents::default();
+    let mut contents = rig.contents();
     rig.write(&mut contents, first.start_sector, grain)?;
     // Otherwise both are active.
     ok("finish", rig.disk.finish_zone(first.start_sector))?;
@@ -73,7 +73,7 @@ pub(super) fn mixed(rig: &mut Rig<'_>) -> Outcome {
     };
     let grain = rig.grain_sectors();
     let border = sequential.start_sector;
-    let mut contents = Contents::default();
+    let mut contents = rig.contents();
     if conventional.len_sectors < 4 * grain || sequential.capacity_sectors < 4 * grain {
         return Err(not_here("zones are too small"));
     }
@@ -107,15 +107,10 @@ pub(super) fn mixed(rig: &mut Rig<'_>) -> Outcome {
 
 /// Two sequential zones side by side.
 fn neighbours(rig: &mut Rig<'_>) -> Result<(Zone, Zone), crate::rig::Stop> {
-    let zones = rig.empty_zones(2)?;
-    let grain = rig.grain_sectors();
+    let zones = rig.roomy_zones(2, 4)?;
     match zones.as_slice() {
-        [first, second]
-            if first.end_sector() == second.start_sector && second.capacity_sectors >= 4 * grain =>
-        {
-            Ok((*first, *second))
-        }
-        _ => Err(not_here("two sequential zones side by side, of four writes each, are needed")),
+        [first, second] if first.end_sector() == second.start_sector => Ok((*first, *second)),
+        _ => Err(not_here("the first two sequential zones do not lie side by side")),
     }
 }
 

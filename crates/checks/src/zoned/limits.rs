@@ -5,7 +5,6 @@ use alloc::collections::VecDeque;
 use virtio_zbd_driver::{DeviceError, Error, RequestType, Zone, ZoneState};
 
 use super::in_state;
-use crate::data::Contents;
 use crate::peer::MakesRoom;
 use crate::rig::{Outcome, Rig, Stop, failed, not_here, ok, refused, same};
 
@@ -49,7 +48,7 @@ pub(super) fn open_explicitly(rig: &mut Rig<'_>) -> Outcome {
     let (held, rest) = zones.split_at(open_max);
     let (Some(first), Some(extra)) = (held.first(), rest.first()) else { return Ok(()) };
     let grain = rig.grain_sectors();
-    let mut contents = Contents::default();
+    let mut contents = rig.contents();
     let closed = rest.get(1).map(|zone| in_state(zone, ZoneState::Closed, grain));
     if let Some(zone) = &closed {
         rig.write(&mut contents, zone.start_sector, grain)?;
@@ -93,15 +92,12 @@ pub(super) fn open_implicitly(rig: &mut Rig<'_>) -> Outcome {
     let zoned = rig.zoned()?;
     rig.writable()?;
     let open_max = limit(zoned.open_max)?;
-    let zones = rig.empty_zones(open_max + 1)?;
+    let zones = rig.roomy_zones(open_max + 1, 4)?;
     let grain = rig.grain_sectors();
-    if zones.iter().any(|zone| zone.capacity_sectors < 4 * grain) {
-        return Err(not_here("zones have room for a few writes only"));
-    }
     let too_many_active = zoned.active_max != 0 && zoned.active_max <= zoned.open_max;
     let mut states = alloc::vec![(ZoneState::Empty, 0); zones.len()];
     let mut open = VecDeque::new();
-    let mut contents = Contents::default();
+    let mut contents = rig.contents();
     for turn in 0..2 * zones.len() + 1 {
         let index = turn % zones.len();
         let (Some(zone), Some((state, written))) = (zones.get(index), states.get(index).copied()) else {
@@ -168,14 +164,11 @@ pub(super) fn active(rig: &mut Rig<'_>) -> Outcome {
     let zoned = rig.zoned()?;
     rig.writable()?;
     let active_max = limit(zoned.active_max)?;
-    let zones = rig.empty_zones(active_max + 1)?;
+    let zones = rig.roomy_zones(active_max + 1, 4)?;
     let (held, rest) = zones.split_at(active_max);
     let (Some(first), Some(extra)) = (held.first(), rest.first()) else { return Ok(()) };
     let grain = rig.grain_sectors();
-    if first.capacity_sectors < 4 * grain {
-        return Err(not_here("zones have room for a few writes only"));
-    }
-    let mut contents = Contents::default();
+    let mut contents = rig.contents();
     for zone in held {
         rig.write(&mut contents, zone.start_sector, grain)?;
         ok("close", rig.disk.close_zone(zone.start_sector))?;
@@ -195,7 +188,7 @@ pub(super) fn active(rig: &mut Rig<'_>) -> Outcome {
     let again: Result<(), Error> = rig.disk.reset_zone(extra.start_sector);
     ok("reset", again)?;
     ok("an open after a reset", rig.disk.open_zone(extra.start_sector))?;
-    contents.zero(extra.start_sector, extra.len_sectors);
+    contents.forget(extra.start_sector, extra.len_sectors);
     for zone in held {
         rig.compare(&contents, zone.start_sector, 4 * grain)?;
     }

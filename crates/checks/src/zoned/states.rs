@@ -85,11 +85,8 @@ fn in_each(
     mut act: impl FnMut(&mut Rig<'_>, &Zone, u64) -> Result<(), Error>,
 ) -> Outcome {
     let grain = rig.grain_sectors();
-    let zones = rig.empty_zones(2)?;
+    let zones = rig.roomy_zones(2, 3)?;
     let [zone, neighbour] = zones.as_slice() else { return Err(not_here("two zones are needed")) };
-    if zone.capacity_sectors <= 2 * grain {
-        return Err(not_here("zones have room for two writes only"));
-    }
     for condition in CONDITIONS {
         let written = if condition.is_written() { grain } else { 0 };
         let Some(then) = expected(condition, grain, written) else { continue };
@@ -154,13 +151,12 @@ pub(super) fn reset(rig: &mut Rig<'_>) -> Outcome {
 pub(super) fn reset_all(rig: &mut Rig<'_>) -> Outcome {
     let zoned = rig.zoned()?;
     let limit = |max: u32| if max == 0 { usize::MAX } else { usize::try_from(max).unwrap_or(usize::MAX) };
-    let first = rig.empty_zones(1)?;
+    rig.empty_zones(1)?;
     let all = ok("a report", rig.disk.zones(0))?;
     let whole = |zone: &&Zone| {
-        zone.kind != ZoneType::Conventional
-            && first.iter().all(|first| first.capacity_sectors == zone.capacity_sectors)
+        zone.kind != ZoneType::Conventional && zone.len_sectors == u64::from(zoned.zone_sectors)
     };
-    let zones = rig.empty_zones(all.iter().filter(whole).count().min(CONDITIONS.len()))?;
+    let zones = rig.roomy_zones(all.iter().filter(whole).count().min(CONDITIONS.len()), 2)?;
     // Full zones first: they hold nothing while the others are brought.
     let order = [Finished, FinishedUnwritten, Closed, Open, ImplicitlyOpen, OpenUnwritten, Empty];
     let mut active = 0;
@@ -222,7 +218,7 @@ pub(super) fn append_to_finished(rig: &mut Rig<'_>) -> Outcome {
     if zoned.append_sectors_max == 0 {
         return Err(not_here("the disk knows no append (B5)"));
     }
-    let zones = rig.empty_zones(2)?;
+    let zones = rig.roomy_zones(2, 2)?;
     let [zone, neighbour] = zones.as_slice() else { return Err(not_here("two zones are needed")) };
     for condition in [Finished, FinishedUnwritten] {
         let before = bring(rig, zone, condition)?;

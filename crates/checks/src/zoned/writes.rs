@@ -3,7 +3,6 @@
 use virtio_zbd_driver::{Command, DeviceError, RequestType, Zone, ZoneState, ZoneType};
 
 use super::in_state;
-use crate::data::Contents;
 use crate::rig::{Outcome, Rig, not_here, ok, refused};
 
 /// Larger zones are not written full: it would take too long.
@@ -12,13 +11,10 @@ const FULL_SECTORS_MAX: u64 = 64 << 11;
 /// R12, V26: nothing moves, and the write pointer can be learned afterwards.
 pub(super) fn beside(rig: &mut Rig<'_>) -> Outcome {
     let grain = rig.grain_sectors();
-    let zones = rig.empty_zones(1)?;
+    let zones = rig.roomy_zones(1, 8)?;
     let [zone] = zones.as_slice() else { return Err(not_here("a zone is needed")) };
-    if zone.capacity_sectors < 8 * grain {
-        return Err(not_here("zones have room for a few writes only"));
-    }
     let start = zone.start_sector;
-    let mut contents = Contents::default();
+    let mut contents = rig.contents();
     for (state, written) in
         [(ZoneState::Empty, 0), (ZoneState::ImplicitOpen, 3 * grain), (ZoneState::Closed, 3 * grain)]
     {
@@ -69,7 +65,7 @@ pub(super) fn granularity(rig: &mut Rig<'_>) -> Outcome {
         refused(&what, completion.result, expected)?;
         rig.zone_is(&what, zone)?;
     }
-    let mut contents = Contents::default();
+    let mut contents = rig.contents();
     rig.write(&mut contents, start, grain)?;
     rig.compare(&contents, start, 2 * grain)
 }
@@ -81,7 +77,7 @@ pub(super) fn full(rig: &mut Rig<'_>) -> Outcome {
     fill(rig, zone)?;
     rig.zone_is("the neighbour of a full zone", neighbour)?;
     ok("reset", rig.disk.reset_zone(zone.start_sector))?;
-    rig.compare(&Contents::default(), zone.start_sector, zone.len_sectors.min(FULL_SECTORS_MAX))
+    rig.compare(&rig.contents(), zone.start_sector, zone.len_sectors.min(FULL_SECTORS_MAX))
 }
 
 /// The same where zones may be shorter.
@@ -112,7 +108,7 @@ fn fill(rig: &mut Rig<'_>, zone: &Zone) -> Outcome {
     if capacity < 2 * grain {
         return Err(not_here("the zone has room for one write only"));
     }
-    let mut contents = Contents::default();
+    let mut contents = rig.contents();
     let nearly = capacity - grain;
     rig.write(&mut contents, start, nearly)?;
     let before = in_state(zone, ZoneState::ImplicitOpen, nearly);

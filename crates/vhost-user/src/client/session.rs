@@ -1,6 +1,7 @@
 //! One connection to a back-end, from the first message to the last: what is sent when.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
@@ -18,6 +19,12 @@ use crate::message::ProtocolFeatures;
 
 /// How often a stopped queue is looked at until what was in flight is done.
 const DRAIN_PAUSE: Duration = Duration::from_millis(1);
+
+/// VIRTIO_F_EVENT_IDX: notifications are asked for by index (virtio 1.x, 2.7.10).
+const FEATURE_EVENT_IDX: u64 = 1 << 29;
+
+/// VIRTQ_AVAIL_F_NO_INTERRUPT.
+const AVAIL_NO_INTERRUPT: u16 = 1;
 
 /// A connection.
 #[derive(Debug)]
@@ -263,26 +270,46 @@ impl Session {
         let deadline = self.link.deadline();
         let mut stopped = Vec::new();
         for index in queues {
-            if self.queue_mut(index).is_none_or(|queue| queue.running.is_none()) {
+            let Some(&mut Queue { place: Some(place), running: Some(_), .. }) = self.queue_mut(index) else {
                 continue;
-            }
+            };
+            self.hush(place);
             let taken = self.link.stop_queue(index, deadline)?;
             if let Some(queue) = self.queue_mut(index) {
                 queue.running = None;
                 queue.called = false;
-                stopped.extend(queue.place.map(|place| (index, place.used, taken)));
             }
+            stopped.push((index, place, taken));
         }
-        stopped.into_iter().for_each(|(index, used, taken)| self.drain(index, used, taken, deadline));
+        stopped.into_iter().for_each(|(index, place, taken)| self.drain(index, place, taken, deadline));
         Ok(())
+    }
+
+    /// Says in the ring that no calls are wanted any more (virtio 1.x, 2.7.7).
+    ///
+    /// QEMU's library forgets the call eventfd when it is told to stop a queue; if something in flight is
+    /// completed after that, it fails to call, and ends the connection.
+    fn hush(&self, place: Place) {
+        let word = |addr, value| {
+            if let Some(word) = self.arena.word(addr) {
+                word.store(value, Ordering::SeqCst);
+            }
+        };
+        if self.driver_features & FEATURE_EVENT_IDX == 0 {
+            word(place.avail, AVAIL_NO_INTERRUPT);
+        } else if let Some(used) = self.arena.word(place.used.wrapping_add(2)) {
+            // Half of all indices away from the next one: used_event comes after the available ring.
+            let far = used.load(Ordering::Acquire).wrapping_add(1 << 15);
+            word(place.avail.wrapping_add(4 + 2 * u64::from(place.size)), far);
+        }
     }
 
     /// A back-end should have done all that it took before it answers GET_VRING_BASE. QEMU's library does not
     /// wait for it. What is still in flight is given the time that is left; then the memory is given up.
-    fn drain(&self, index: u16, used_addr: u64, taken: u16, deadline: Deadline) {
+    fn drain(&self, index: u16, place: Place, taken: u16, deadline: Deadline) {
         // The used ring: flags, then the index.
-        let used = || self.arena.load_u16(used_addr.wrapping_add(2));
-        while used() != Some(taken) {
+        let used = self.arena.word(place.used.wrapping_add(2));
+        while used.is_none_or(|used| used.load(Ordering::Acquire) != taken) {
             if deadline.is_over() {
                 log::warn!(
                     "queue {index} was stopped with requests in flight: their memory is not used again"

@@ -49,9 +49,13 @@ pub(crate) fn seed() -> u64 {
 
 /// The whole list on the disk behind `socket`.
 pub(crate) fn list(socket: &Path, options: Options, peer: &Peer) -> Vec<Line> {
+    list_with_seed(socket, options, peer, seed())
+}
+
+pub(crate) fn list_with_seed(socket: &Path, options: Options, peer: &Peer, seed: u64) -> Vec<Line> {
     let mut disk = attach(socket, options).unwrap();
     let mut lines = Vec::new();
-    let summary = virtio_zbd_checks::run(&mut disk, peer, seed(), &mut |line| {
+    let summary = virtio_zbd_checks::run(&mut disk, peer, seed, &mut |line| {
         println!("{line}");
         lines.push(line.clone());
     });

@@ -8,6 +8,7 @@ extern crate alloc;
 use alloc::alloc::{Layout, alloc_zeroed, dealloc};
 use core::ptr::NonNull;
 
+use virtio_drivers::transport::DeviceType;
 use virtio_drivers::transport::pci::bus::Command;
 use virtio_drivers::transport::pci::{PciTransport, virtio_device_type};
 use virtio_zbd_baremetal::{Machine, Outcome, entry, pci_root, say};
@@ -49,18 +50,15 @@ fn layout(pages: usize) -> Layout {
 entry!(main);
 
 fn main(_: &Machine) -> Outcome {
+    // On a machine without PCI this is `MmioTransport::new`; nothing else changes.
     let mut root = pci_root();
-    let is_disk = |info: &_| virtio_device_type(info) == Some(virtio_drivers::transport::DeviceType::Block);
-    let Some((function, _)) = root.enumerate_bus(0).find(|(_, info)| is_disk(info)) else {
-        say!("no virtio disk on the first PCI bus");
-        return Outcome::Failed;
-    };
+    let mut functions = root.enumerate_bus(0);
+    let disk = functions.find(|(_, info)| virtio_device_type(info) == Some(DeviceType::Block));
+    let (function, _) = disk.expect("no virtio disk on the first PCI bus");
     root.set_command(function, Command::MEMORY_SPACE | Command::BUS_MASTER);
-    let done = match PciTransport::new::<Memory, _>(&mut root, function) {
-        Ok(transport) => work(transport),
-        Err(error) => panic!("{function}: {error}"),
-    };
-    match done {
+    let transport = PciTransport::new::<Memory, _>(&mut root, function).expect("not a virtio 1.0 device");
+
+    match work(transport) {
         Ok(()) => Outcome::Passed,
         Err(error) => {
             say!("{function}: {error}");

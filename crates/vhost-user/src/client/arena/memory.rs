@@ -6,7 +6,7 @@ use std::fmt;
 use std::ops::{Deref, DerefMut, Range};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::AtomicU16;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rustix::fs::{
@@ -103,18 +103,18 @@ impl Arena {
         USER_BASE.checked_add(u64::try_from(offset).ok()?)
     }
 
-    /// Reads two bytes at a guest address, after everything that was written before them. None if they are
-    /// not in the arena, or not aligned.
-    pub(crate) fn load_u16(&self, guest_addr: PhysAddr) -> Option<u16> {
+    /// Two bytes at a guest address, which a device may change at any time. None if they are not in the arena,
+    /// or not aligned.
+    pub(crate) fn word(&self, guest_addr: PhysAddr) -> Option<&AtomicU16> {
         let offset = self.offset_of(guest_addr)?;
         if !offset.is_multiple_of(2) {
             return None;
         }
         let at = self.at(offset).cast::<u16>();
         // SAFETY: the address is aligned, and in the mapping, which is never removed. Whoever else writes
-        // there is a device, whose accesses no rule of this language covers.
-        let value = unsafe { AtomicU16::from_ptr(at.as_ptr()) };
-        Some(value.load(Ordering::Acquire))
+        // there is a device, whose accesses no rule of this language covers, or a driver that owns a ring, which
+        // it reads and writes atomically where a device does.
+        Some(unsafe { AtomicU16::from_ptr(at.as_ptr()) })
     }
 
     /// Takes zeroed pages.
@@ -364,6 +364,8 @@ impl fmt::Debug for ArenaBuffer {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering;
+
     use rustix::fs::fstat;
 
     use super::*;
@@ -543,11 +545,11 @@ mod tests {
         assert_eq!(arena.user_addr(GUEST_BASE + 0x1fff), Some(USER_BASE + 0x1fff));
         for outside in [0, GUEST_BASE - 1, GUEST_BASE + 0x2000, u64::MAX] {
             assert_eq!(arena.user_addr(outside), None);
-            assert_eq!(arena.load_u16(outside), None);
+            assert!(arena.word(outside).is_none());
         }
         device_writes(&arena, GUEST_BASE + 0x102, &0x1234_u16.to_ne_bytes());
-        assert_eq!(arena.load_u16(GUEST_BASE + 0x102), Some(0x1234));
-        assert_eq!(arena.load_u16(GUEST_BASE + 0x101), None);
+        assert_eq!(arena.word(GUEST_BASE + 0x102).unwrap().load(Ordering::Acquire), 0x1234);
+        assert!(arena.word(GUEST_BASE + 0x101).is_none());
     }
 
     #[test]
