@@ -12,7 +12,7 @@ use virtio_zbd_zones::{InitialStateError, Observer, SECTOR_LEN_BYTES, ZoneState,
 use vm_memory::GuestMemoryMmap;
 
 use crate::commit::Committer;
-use crate::config::{self, FeaturesRefused, Negotiated, Offer, SEG_MAX, SIZE_MAX_BYTES};
+use crate::config::{self, ConfigRefused, FeaturesRefused, Negotiated, Offer, SEG_MAX, SIZE_MAX_BYTES};
 use crate::mailbox::Mailboxes;
 use crate::queue::{Queue, StartError};
 use crate::ring::RingConfig;
@@ -131,6 +131,32 @@ impl Disk {
     /// Copies the configuration space from `offset` on to `out`; what lies past its end is zero.
     pub fn read_config(&self, negotiated: &Negotiated, offset: u32, out: &mut [u8]) {
         config::copy_config(&self.offer.config_space(negotiated.write_back()), offset, out);
+    }
+
+    /// Takes what a driver writes to the configuration space from `offset` on: see [`Negotiated::write_config`].
+    ///
+    /// A front-end may send the whole space where its driver wrote one byte, as QEMU's vhost-user-base does. Of more than one
+    /// byte, those that are as they were are no write.
+    ///
+    /// # Errors
+    /// More than one byte changes, or one that is not the driver's.
+    pub fn write_config(
+        &self,
+        negotiated: &Negotiated,
+        offset: u32,
+        data: &[u8],
+    ) -> Result<(), ConfigRefused> {
+        if data.len() < 2 {
+            return negotiated.write_config(offset, data);
+        }
+        let mut now = vec![0; data.len()];
+        self.read_config(negotiated, offset, &mut now);
+        let mut changed = (offset..=u32::MAX).zip(data.iter().zip(&now)).filter(|(_, (new, now))| new != now);
+        match (changed.next(), changed.next()) {
+            (None, _) => Ok(()),
+            (Some((offset, (new, _))), None) => negotiated.write_config(offset, &[*new]),
+            (Some(_), Some(_)) => Err(ConfigRefused { offset, len: data.len() }),
+        }
     }
 
     /// Hands a queue over to a new worker.

@@ -218,6 +218,38 @@ fn nothing_else_in_the_configuration_can_be_written() {
     assert!(rig.disk.not_negotiated().write_config(WRITEBACK, &[0]).is_err());
 }
 
+#[test]
+fn a_write_of_the_whole_configuration_is_of_what_changes_in_it() {
+    let rig = Rig::over(ram(SHAPE), How::default());
+    let mut space = [0; 100];
+    rig.disk.read_config(&rig.negotiated, 0, &mut space);
+    let write = |space: &[u8], offset: u32| rig.disk.write_config(&rig.negotiated, offset, space);
+    // As it was: nothing is written.
+    assert_eq!(write(&space, 0), Ok(()));
+    assert_eq!(rig.config().writeback, 1);
+    // The byte that may be written.
+    let writeback = usize::try_from(WRITEBACK).unwrap();
+    for mode in [0, 1, 1, 0] {
+        space[writeback] = mode;
+        assert_eq!(write(&space, 0), Ok(()));
+        assert_eq!(rig.config().writeback, mode);
+        assert_eq!(write(&space[writeback - 2..writeback + 2], WRITEBACK - 2), Ok(()));
+    }
+    // Any other byte, writeback with a value that it can't have, and two bytes.
+    for at in 0..space.len() {
+        let mut other = space;
+        other[at] ^= 0x82;
+        let offset = u32::try_from(at).unwrap();
+        assert_eq!(write(&other, 0), Err(ConfigRefused { offset, len: 1 }), "{at}");
+        if at != writeback {
+            other[writeback] ^= 1;
+            assert_eq!(write(&other, 0), Err(ConfigRefused { offset: 0, len: 100 }), "{at}");
+        }
+    }
+    assert_eq!(write(&[0, 0], u32::MAX), Ok(()), "beyond the end nothing is there to be changed");
+    assert_eq!(rig.config().writeback, 0);
+}
+
 /// The requests that change a disk.
 fn changes(zoned: bool) -> Vec<Request> {
     let data = sectors(1, 8);

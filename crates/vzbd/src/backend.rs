@@ -68,8 +68,8 @@ impl Session for DiskSession {
     }
 
     fn write_config(&mut self, offset_bytes: u32, data: &[u8]) -> Result<(), ConfigRefused> {
-        self.negotiated
-            .write_config(offset_bytes, data)
+        self.disk
+            .write_config(&self.negotiated, offset_bytes, data)
             .map_err(|refused| ConfigRefused::new(refused.to_string()))
     }
 

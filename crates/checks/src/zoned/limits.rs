@@ -44,7 +44,7 @@ pub(super) fn open_explicitly(rig: &mut Rig<'_>) -> Outcome {
     rig.writable()?;
     let open_max = limit(zoned.open_max)?;
     let closed_too = zoned.active_max == 0 || zoned.active_max > zoned.open_max;
-    let zones = rig.empty_zones(open_max + 1 + usize::from(closed_too))?;
+    let zones = rig.roomy_zones(open_max + 1 + usize::from(closed_too), 2)?;
     let (held, rest) = zones.split_at(open_max);
     let (Some(first), Some(extra)) = (held.first(), rest.first()) else { return Ok(()) };
     let grain = rig.grain_sectors();

@@ -192,7 +192,11 @@ impl Disk {
     /// Makes it larger or smaller: the last zone may become longer or shorter, and new ones are empty.
     pub fn resize(&mut self, capacity_sectors: u64) {
         self.shape.capacity_sectors = capacity_sectors;
-        self.bytes.resize(usize::try_from(capacity_sectors).expect("a small disk") * SECTOR, 0);
+        // Not `resize`, which takes a step for each byte.
+        let mut bytes = vec![0; offset(capacity_sectors)];
+        let kept = bytes.len().min(self.bytes.len());
+        bytes[..kept].copy_from_slice(&self.bytes[..kept]);
+        self.bytes = bytes;
         if self.shape.is_zoned() {
             let mut grown = zones(&self.shape, capacity_sectors);
             for (new, old) in grown.iter_mut().zip(&self.zones) {
@@ -345,11 +349,11 @@ impl Disk {
         };
         let zones = &self.zones[first..];
         let zones = &zones[..zones.len().min(descriptors / size_of::<ZoneDescriptor>())];
-        let mut data = ReportHeader::new(zones.len() as u64).as_bytes().to_vec();
-        for zone in zones {
-            data.extend_from_slice(zone.descriptor().as_bytes());
+        let mut data = vec![0; room];
+        data[..64].copy_from_slice(ReportHeader::new(zones.len() as u64).as_bytes());
+        for (place, zone) in data[64..].chunks_exact_mut(64).zip(zones) {
+            place.copy_from_slice(zone.descriptor().as_bytes());
         }
-        data.resize(room, 0);
         Ok(data)
     }
 
