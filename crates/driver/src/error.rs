@@ -345,6 +345,9 @@ pub enum ProbeError {
     /// A host-managed disk with a zone size of 0 (L5).
     #[error("the zone size is 0")]
     ZoneSize,
+    /// More zones than 32 bits count.
+    #[error("{0} zones are more than any disk has")]
+    TooManyZones(u64),
     /// The write granularity is 0 (L4) or no multiple of a sector (R6).
     #[error("the write granularity {0} is not a multiple of 512")]
     WriteGranularity(u32),

@@ -159,6 +159,11 @@ fn zoned(config: &BlkConfig, capacity_sectors: u64, block_len_bytes: u32) -> Res
     if zone_sectors == 0 {
         return Err(ProbeError::ZoneSize);
     }
+    // Each zone is looked at before the disk is shown: their number bounds how long that takes.
+    let zones = capacity_sectors.div_ceil(u64::from(zone_sectors));
+    if zones > u64::from(u32::MAX) {
+        return Err(ProbeError::TooManyZones(zones));
+    }
     let write_granularity_bytes = fields.write_granularity.get();
     if write_granularity_bytes == 0 || !u64::from(write_granularity_bytes).is_multiple_of(SECTOR_LEN_BYTES) {
         return Err(ProbeError::WriteGranularity(write_granularity_bytes));
@@ -177,7 +182,7 @@ fn zoned(config: &BlkConfig, capacity_sectors: u64, block_len_bytes: u32) -> Res
     }
     Ok(Zoned {
         zone_sectors,
-        zones: capacity_sectors.div_ceil(u64::from(zone_sectors)),
+        zones,
         open_max: fields.max_open_zones.get(),
         active_max: fields.max_active_zones.get(),
         append_sectors_max,

@@ -226,7 +226,11 @@ impl<H: Hal, B: Buffer> Ring<H, B> {
         if !self.can_pop() {
             return Ok(None);
         }
+        // Read once more, and from here on not again: the index is the device's, which may change its mind.
         let (queue, done) = (self.index, self.done());
+        if done == 0 {
+            return Ok(None);
+        }
         if done > self.in_flight {
             return Err(Wrong::UsedIdx { queue, done, in_flight: self.in_flight }.into());
         }
