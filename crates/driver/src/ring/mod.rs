@@ -293,8 +293,10 @@ impl<H: Hal, B: Buffer> Ring<H, B> {
             self.segments[usize::from(head)] = segments;
             if direction(flight.kind) == BufferDirection::DeviceToDriver {
                 // What the device did not write may be anything where memory is copied (2.7.8.2).
-                let written_bytes = usize::try_from(found_bytes).unwrap_or(usize::MAX).min(buffer.len());
-                buffer[written_bytes..].fill(0);
+                let written_bytes = usize::try_from(found_bytes).unwrap_or(usize::MAX);
+                if let Some(unwritten) = buffer.get_mut(written_bytes..) {
+                    unwritten.fill(0);
+                }
             }
             buffer
         });

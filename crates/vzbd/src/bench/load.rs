@@ -107,15 +107,15 @@ impl<'a> Load<'a> {
         // Queues are waited for in turn: each has something in flight, so each will call.
         let mut turn = 0;
         loop {
-            let more = self.wants_more(now - start);
-            if let Err(error) = self.fill(more, now) {
+            if self.wants_more(now - start)
+                && let Err(error) = self.fill(now)
+            {
                 return Err(self.target.explain(&error));
             }
             let Some(queue) = self.busy_queue(&mut turn) else { break };
             let waited = self.target.driver.wait(queue);
             now = Instant::now();
-            let more = self.wants_more(now - start);
-            if let Err(error) = waited.and_then(|()| self.drain(more, now)) {
+            if let Err(error) = waited.and_then(|()| self.drain(now)) {
                 return Err(self.target.explain(&error));
             }
         }
@@ -130,47 +130,47 @@ impl<'a> Load<'a> {
     fn wants_more(&self, elapsed: Duration) -> bool {
         let enough = match self.until {
             Until::Over(time) => elapsed >= time,
-            Until::Count(_) => self.until.is_counted_out(self.submitted),
+            Until::Count(count) => self.submitted >= count,
         };
         !enough && !self.interrupted.load(Ordering::Relaxed)
     }
 
-    /// Puts every idle buffer into flight, if there shall be `more`.
-    fn fill(&mut self, more: bool, now: Instant) -> Result<(), Error> {
-        if !more {
-            return Ok(());
-        }
-        for index in 0..self.target.driver.queue_count() {
-            if self.submit_idle(index, now)? {
-                self.target.driver.notify(index)?;
+    /// Puts every idle buffer into flight.
+    fn fill(&mut self, now: Instant) -> Result<(), Error> {
+        let left = match self.until {
+            Until::Count(count) => count - self.submitted,
+            Until::Over(_) => u64::MAX,
+        };
+        let driver = &mut self.target.driver;
+        let mut in_flight = 0;
+        let mut submitted = 0;
+        for (index, queue) in (0..).zip(&mut self.queues) {
+            let mut fresh = false;
+            while submitted < left
+                && let Some(buffer) = queue.idle.pop()
+            {
+                let (command, lane) = match self.plan.next(driver, buffer)? {
+                    Ok(next) => next,
+                    Err(buffer) => {
+                        queue.idle.push(buffer);
+                        break;
+                    }
+                };
+                match driver.submit(index, command) {
+                    Ok(token) => queue.sent.push_back(Sent { token, at: now, lane }),
+                    Err(rejected) => return Err(rejected.error),
+                }
+                submitted += 1;
+                fresh = true;
             }
+            if fresh {
+                driver.notify(index)?;
+            }
+            in_flight += queue.sent.len();
         }
-        let in_flight = self.queues.iter().map(|queue| queue.sent.len()).sum();
+        self.submitted += submitted;
         self.in_flight_max = self.in_flight_max.max(in_flight);
         Ok(())
-    }
-
-    /// Puts a queue's idle buffers into flight; true if there were any. The device is not told.
-    fn submit_idle(&mut self, index: u16, now: Instant) -> Result<bool, Error> {
-        let Some(queue) = self.queues.get_mut(usize::from(index)) else { return Ok(false) };
-        let driver = &mut self.target.driver;
-        let mut fresh = false;
-        while !self.until.is_counted_out(self.submitted)
-            && let Some(buffer) = queue.idle.pop()
-        {
-            let (command, lane) = match self.plan.next(driver, buffer)? {
-                Ok(next) => next,
-                Err(buffer) => {
-                    queue.idle.push(buffer);
-                    break;
-                }
-            };
-            let token = driver.submit(index, command).map_err(|rejected| rejected.error)?;
-            queue.sent.push_back(Sent { token, at: now, lane });
-            self.submitted += 1;
-            fresh = true;
-        }
-        Ok(fresh)
     }
 
     /// The next queue in turn with something in flight.
@@ -183,39 +183,22 @@ impl<'a> Load<'a> {
         u16::try_from(busy).ok()
     }
 
-    /// Takes everything that is done, and puts each buffer into flight again at once if there shall be `more`: a device
-    /// that still looks finds it, and need not be woken.
-    fn drain(&mut self, more: bool, now: Instant) -> Result<(), Error> {
+    /// Takes everything that is done.
+    fn drain(&mut self, now: Instant) -> Result<(), Error> {
         let before = self.latency.count();
-        for index in 0..self.target.driver.queue_count() {
-            let mut fresh = false;
+        for (index, queue) in (0..).zip(&mut self.queues) {
             while let Some(completion) = self.target.driver.complete(index)? {
                 completion.result?;
-                if let Some(queue) = self.queues.get_mut(usize::from(index)) {
-                    let found = queue.sent.iter().position(|sent| sent.token == completion.token);
-                    if let Some(sent) = found.and_then(|found| queue.sent.remove(found)) {
-                        self.latency.add(now.saturating_duration_since(sent.at));
-                        self.plan.done(sent.lane);
-                    }
-                    queue.idle.extend(completion.buffer);
+                let found = queue.sent.iter().position(|sent| sent.token == completion.token);
+                if let Some(sent) = found.and_then(|found| queue.sent.remove(found)) {
+                    self.latency.add(now.saturating_duration_since(sent.at));
+                    self.plan.done(sent.lane);
                 }
-                if more {
-                    fresh |= self.submit_idle(index, now)?;
-                }
-            }
-            if fresh {
-                self.target.driver.notify(index)?;
+                queue.idle.extend(completion.buffer);
             }
         }
         self.progress.advance(self.latency.count() - before);
         Ok(())
-    }
-}
-
-impl Until {
-    /// Whether so many requests are all that were wanted.
-    fn is_counted_out(self, submitted: u64) -> bool {
-        matches!(self, Self::Count(count) if submitted >= count)
     }
 }
 

@@ -43,7 +43,7 @@ pub(crate) fn read(args: &ReadArgs) -> anyhow::Result<()> {
     while at_byte < span.end {
         // Whole blocks are read; of the first and the last one only what was asked for is handed on.
         let first_byte = at_byte - at_byte % block_len_bytes;
-        let end_byte = span.end.min(first_byte + CHUNK_LEN_BYTES.max(block_len_bytes));
+        let end_byte = span.end.min(first_byte.saturating_add(CHUNK_LEN_BYTES.max(block_len_bytes)));
         let len_bytes = (end_byte - first_byte).next_multiple_of(block_len_bytes);
         buffer.resize(usize::try_from(len_bytes)?, 0);
         target.call(|driver| driver.read(first_byte / SECTOR_LEN_BYTES, &mut buffer))?;

@@ -1,5 +1,6 @@
 //! Our driver on a vhost-user socket, and its test list there.
 #![allow(dead_code, reason = "each test file uses its part")]
+#![allow(clippy::print_stdout, reason = "what a failing test shows")]
 
 use std::path::Path;
 use std::time::{Duration, Instant};
