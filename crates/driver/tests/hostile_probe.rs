@@ -306,6 +306,16 @@ fn zone_sizes<H: Hal>() {
         face.set_config(|config| config.zoned.zone_sectors.set(0));
     });
     assert_eq!(error, ProbeError::ZoneSize);
+    // All of them would be looked at: a device with time could keep its driver for ever.
+    for (capacity, zones) in [(1 << 32, 1 << 32), (u64::MAX / 512, u64::MAX / 512)] {
+        let error = probe_error::<H>(zoned(|shape| shape.granularity_bytes = 512), |face| {
+            face.set_config(|config| {
+                config.capacity.set(capacity);
+                config.zoned.zone_sectors.set(1);
+            });
+        });
+        assert_eq!(error, ProbeError::TooManyZones(zones));
+    }
     // L5: any other, also with a runt at the end; also one zone that is larger than the disk.
     for (zone_sectors, capacity_sectors) in [(56, 56 * 3), (56, 56 * 3 + 8), (24, 24 * 5 + 16), (512, 256)] {
         let (device, mut disk) = rig::<H>(zoned(|shape| {

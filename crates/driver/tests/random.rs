@@ -29,7 +29,7 @@ const OPS_PER_DISK: u64 = if cfg!(miri) { 40 } else { 300 };
 fn disks(run: impl Fn(&mut fastrand::Rng) -> Seen) {
     let env = |name: &str| std::env::var(name).ok().map(|value| value.parse::<u64>().unwrap());
     let seed = env("DRIVER_SEED").unwrap_or_else(|| if cfg!(miri) { 7 } else { fastrand::u64(..) });
-    let ops = env("DRIVER_OPS").unwrap_or(if cfg!(miri) { 120 } else { 30_000 });
+    let ops = env("DRIVER_OPS").unwrap_or(if cfg!(miri) { 80 } else { 30_000 });
     println!("DRIVER_SEED={seed}");
     let mut all = Seen::default();
     for disk in 0..ops.div_ceil(OPS_PER_DISK) {

@@ -55,12 +55,13 @@ const CONVENTIONAL: [&str; 7] = [
 ];
 
 /// What needs APPEND.
-const APPEND: [&str; 6] = [
+const APPEND: [&str; 7] = [
     "zoned: an append in every state (V20)",
     "zoned: an append to a finished zone",
     "zoned: appends one by one (V23)",
     "zoned: many appends in flight on all queues (V23)",
     "zoned: appends to several zones at a time",
+    "zoned: appends in flight among reads and flushes",
     "zoned: an append beyond the capacity (V22)",
 ];
 

@@ -9,7 +9,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use common::{Daemon, Place, pattern};
-use driver::{Driver, PATIENCE, assert_passed, attach, list, wait};
+use driver::{Driver, PATIENCE, assert_passed, attach, freeze, list, wait};
 use rustix::process::Signal;
 use virtio_zbd_checks::Peer;
 use virtio_zbd_driver::{Command, Error, Options, Token, VirtioBlk, ZoneState};
@@ -49,21 +49,6 @@ fn buffer(disk: &Driver, data: &[u8]) -> ArenaBuffer {
     let mut buffer = disk.buffer(data.len()).unwrap();
     buffer.copy_from_slice(data);
     buffer
-}
-
-/// Stops all threads of the daemon. The signal alone comes some time later to each of them.
-fn freeze(daemon: &Daemon) {
-    daemon.signal(Signal::STOP);
-    let start = Instant::now();
-    let is_stopped = |task: std::io::Result<std::fs::DirEntry>| {
-        let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap();
-        // The state stands behind the name, which is in parentheses.
-        stat.rsplit(')').next().unwrap().trim_start().starts_with('T')
-    };
-    while !std::fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap().all(is_stopped) {
-        assert!(start.elapsed() < PATIENCE, "the daemon does not stop");
-        std::thread::yield_now();
-    }
 }
 
 /// Submits appends of a block each to the zone at `zone_start_sector`; they are in flight when this returns.
@@ -118,7 +103,7 @@ fn killed_with_requests_in_flight() {
     let daemon = disk.serve();
     let mut driver = disk.attach();
     driver.write(2 * ZONE_SECTORS, &pattern(7, BLOCK_LEN)).unwrap();
-    freeze(&daemon);
+    freeze(daemon.pid());
     let mut tokens = append(&mut driver, 0, 2 * ZONE_SECTORS, 20);
     tokens.extend(append(&mut driver, 1, 3 * ZONE_SECTORS, 20));
     assert_eq!((driver.in_flight(0), driver.in_flight(1)), (20, 20));
@@ -148,7 +133,7 @@ fn killed_under_a_call() {
     let disk = Disk::new();
     let daemon = disk.serve();
     let mut driver = disk.attach();
-    freeze(&daemon);
+    freeze(daemon.pid());
     let (asleep, is_asleep) = mpsc::channel();
     let caller = std::thread::spawn(move || {
         asleep.send(()).unwrap();
@@ -250,7 +235,7 @@ fn stopped() {
     let options = Options { queues: 2, ..Options::default() };
     let mut driver: Driver = VirtioBlk::with(transport, options, wait(SHORT), ArenaBuffer::zeroed).unwrap();
     driver.write(2 * ZONE_SECTORS, &pattern(2, BLOCK_LEN)).unwrap();
-    freeze(&daemon);
+    freeze(daemon.pid());
     let tokens = append(&mut driver, 1, 3 * ZONE_SECTORS, 3);
     let start = Instant::now();
     assert_eq!(driver.write(2 * ZONE_SECTORS + BLOCK_SECTORS, &[3; BLOCK_LEN]), Err(Error::TimedOut));
@@ -272,7 +257,7 @@ fn the_list_after_a_loss() {
     for _ in 0..3 {
         let daemon = disk.serve();
         let mut driver = disk.attach();
-        freeze(&daemon);
+        freeze(daemon.pid());
         append(&mut driver, 0, 2 * ZONE_SECTORS, 50);
         daemon.kill();
         assert_eq!(driver.wait(0), Err(Error::Removed));

@@ -10,9 +10,9 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
-use driver::{PATIENCE, assert_passed, attach, list};
+use driver::{PATIENCE, assert_passed, attach, freeze, list};
 use virtio_zbd_checks::Peer;
-use virtio_zbd_driver::{Error, Options};
+use virtio_zbd_driver::{self as virtio, Error, Options};
 
 const PROGRAM: &str = "qemu-storage-daemon";
 const DISK_BYTES: u64 = 24 << 20;
@@ -132,9 +132,16 @@ fn killed_with_requests_in_flight() {
     let mut daemon = Daemon::start("writable=on");
     let mut disk = attach(&daemon.socket(), options(1)).unwrap();
     disk.write(0, &[1; 4096]).unwrap();
+    freeze(daemon.child.id());
+    for _ in 0..8 {
+        let buffer = disk.buffer(4096).unwrap();
+        disk.submit(0, virtio::Command::Read { sector: 0, buffer }).unwrap();
+    }
+    disk.notify(0).unwrap();
     daemon.child.kill().unwrap();
     daemon.child.wait().unwrap();
     let start = Instant::now();
+    assert_eq!(disk.wait(0), Err(Error::Removed));
     assert_eq!(disk.read(0, &mut [0; 4096]), Err(Error::Removed));
     assert_eq!(disk.flush(), Err(Error::Removed));
     assert!(start.elapsed() < PATIENCE);

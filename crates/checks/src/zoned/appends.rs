@@ -1,27 +1,19 @@
 //! Appends: where they land, that they fit together, and which are refused.
 
-use alloc::collections::BTreeMap;
-use alloc::vec::Vec;
-
-use virtio_zbd_driver::{
-    Command, Completion, DeviceError, Done, Error, Invalid, RequestType, Token, Zone, ZoneState, Zoned,
-};
+use virtio_zbd_driver::{Command, DeviceError, Invalid, RequestType, ZoneState, Zoned};
 
 use super::in_state;
-use crate::data::{Contents, Piece, len_bytes, sectors};
-use crate::rig::{Outcome, Rig, Stop, failed, holds, not_here, ok, refused, same};
+use crate::data::len_bytes;
+use crate::rig::{Outcome, Rig, Stop, holds, not_here, ok, refused, same};
 
-/// Appends in flight in one check, over all queues.
-const APPENDS: usize = 96;
-
-fn with_append(rig: &Rig<'_>) -> Result<Zoned, Stop> {
+pub(super) fn with_append(rig: &Rig<'_>) -> Result<Zoned, Stop> {
     let zoned = rig.zoned()?;
     rig.writable()?;
     if zoned.append_sectors_max == 0 { Err(not_here("the disk knows no append (B5)")) } else { Ok(zoned) }
 }
 
 /// The longest append of one request, in sectors.
-fn append_sectors_max(rig: &Rig<'_>, zoned: &Zoned) -> u64 {
+pub(super) fn append_sectors_max(rig: &Rig<'_>, zoned: &Zoned) -> u64 {
     rig.transfer_sectors(zoned.append_sectors_max.into())
 }
 
@@ -51,112 +43,6 @@ pub(super) fn single(rig: &mut Rig<'_>) -> Outcome {
         rig.compare(&contents, start, written + grain.min(zone.len_sectors - written))?;
     }
     holds("an append was tried", written > 0)
-}
-
-pub(super) fn many(rig: &mut Rig<'_>) -> Outcome {
-    with_append(rig)?;
-    let zones = rig.empty_zones(1)?;
-    storm(rig, &zones)
-}
-
-pub(super) fn several_zones(rig: &mut Rig<'_>) -> Outcome {
-    with_append(rig)?;
-    let count = rig.at_once(4);
-    if count < 2 {
-        return Err(not_here("one zone only may be open"));
-    }
-    let zones = rig.empty_zones(count)?;
-    storm(rig, &zones)
-}
-
-/// An append in flight.
-struct Flight {
-    zone: usize,
-    piece: Piece,
-}
-
-/// Many appends of random sizes at once; those that landed lie side by side, each with its data.
-fn storm(rig: &mut Rig<'_>, zones: &[Zone]) -> Outcome {
-    let zoned = with_append(rig)?;
-    let grain = rig.grain_sectors();
-    let queues = rig.disk.queue_count();
-    let longest = append_sectors_max(rig, &zoned).min(16 * grain);
-    let mut room: Vec<u64> = zones.iter().map(|zone| zone.capacity_sectors - grain).collect();
-    let mut in_flight: Vec<BTreeMap<Token, Flight>> = (0..queues).map(|_| BTreeMap::new()).collect();
-    // By zone: where an append landed, and how long it is.
-    let mut landed: Vec<BTreeMap<u64, u64>> = zones.iter().map(|_| BTreeMap::new()).collect();
-    let mut contents = rig.contents();
-    for _ in 0..APPENDS {
-        let index = usize::try_from(rig.random.below(zones.len() as u64)).unwrap_or(0);
-        let (Some(zone), Some(room)) = (zones.get(index), room.get_mut(index)) else { continue };
-        let grains = 1 + rig.random.below(longest / grain);
-        let sectors = (grains * grain).min(*room - *room % grain);
-        if sectors == 0 {
-            continue;
-        }
-        *room -= sectors;
-        let piece = rig.piece(sectors);
-        let queue = u16::try_from(rig.random.below(queues.into())).unwrap_or(0);
-        let command = Command::Append { zone_start_sector: zone.start_sector, buffer: piece.bytes.clone() };
-        let Some(flights) = in_flight.get_mut(usize::from(queue)) else { continue };
-        loop {
-            match rig.disk.submit(queue, command.clone()) {
-                Ok(token) => {
-                    flights.insert(token, Flight { zone: index, piece });
-                    break;
-                }
-                Err(rejected) if rejected.error == Error::QueueFull && !flights.is_empty() => {
-                    let completion = rig.next_completion(queue)?;
-                    land(flights, &completion, &mut landed, &mut contents)?;
-                }
-                Err(rejected) => {
-                    let error = rejected.error;
-                    return Err(failed(format_args!("submitted append: expected a token, found {error:?}")));
-                }
-            }
-        }
-    }
-    for queue in 0..queues {
-        ok("notify", rig.disk.notify(queue))?;
-    }
-    for (queue, flights) in (0..).zip(&mut in_flight) {
-        while !flights.is_empty() {
-            let completion = rig.next_completion(queue)?;
-            land(flights, &completion, &mut landed, &mut contents)?;
-        }
-    }
-    for (zone, landed) in zones.iter().zip(&landed) {
-        let mut next = zone.start_sector;
-        for (sector, sectors) in landed {
-            same("where the next append landed: no gap, no overlap", sector, &next)?;
-            next += sectors;
-        }
-        let written = next - zone.start_sector;
-        let state = if written == 0 { ZoneState::Empty } else { ZoneState::ImplicitOpen };
-        rig.zone_is("after all appends", &in_state(zone, state, written))?;
-        rig.compare(&contents, zone.start_sector, (written + grain).min(zone.len_sectors))?;
-    }
-    Ok(())
-}
-
-fn land(
-    flights: &mut BTreeMap<Token, Flight>,
-    completion: &Completion<Vec<u8>>,
-    landed: &mut [BTreeMap<u64, u64>],
-    contents: &mut Contents,
-) -> Outcome {
-    let Some(Flight { zone, piece }) = flights.remove(&completion.token) else {
-        return Err(failed(format_args!("{:?} is completed and was not in flight", completion.token)));
-    };
-    let Ok(Done::Appended { sector }) = completion.result else {
-        return Err(failed(format_args!("append: expected where it landed, found {:?}", completion.result)));
-    };
-    holds("an append's buffer comes back as it was", completion.buffer.as_ref() == Some(&piece.bytes))?;
-    contents.write(sector, &piece);
-    match landed.get_mut(zone).and_then(|landed| landed.insert(sector, sectors(&piece.bytes))) {
-        None => Ok(()),
-        Some(_) => Err(failed(format_args!("two appends landed at sector {sector}"))),
-    }
 }
 
 /// R10, B5: nothing of this is sent.

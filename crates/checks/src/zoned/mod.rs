@@ -6,6 +6,7 @@ mod crossing;
 mod limits;
 mod report;
 mod states;
+mod storm;
 mod writes;
 
 use virtio_zbd_driver::{Zone, ZoneState};
@@ -40,8 +41,9 @@ pub(crate) const CHECKS: &[Check] = &[
     Check { name: "zoned: data stays through close, open and finish (V30)", run: contents::kept },
     Check { name: "zoned: a reset leaves zeros (V18, V19)", run: contents::reset },
     Check { name: "zoned: appends one by one (V23)", run: appends::single },
-    Check { name: "zoned: many appends in flight on all queues (V23)", run: appends::many },
-    Check { name: "zoned: appends to several zones at a time", run: appends::several_zones },
+    Check { name: "zoned: many appends in flight on all queues (V23)", run: storm::one_zone },
+    Check { name: "zoned: appends to several zones at a time", run: storm::several_zones },
+    Check { name: "zoned: appends in flight among reads and flushes", run: storm::among_others },
     Check { name: "zoned: appends that the driver refuses (R10, B5)", run: appends::refused_by_driver },
     Check { name: "zoned: an append beyond the capacity (V22)", run: appends::beyond_capacity },
     Check { name: "zoned: the open limit, explicitly (V7, V15)", run: limits::open_explicitly },

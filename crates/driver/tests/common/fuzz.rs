@@ -27,13 +27,24 @@ impl Input {
     }
 
     fn bytes(&self, len: usize) -> Vec<u8> {
-        let mut input = self.0.lock().expect("one thread");
-        let at = input.1;
-        let end = input.0.len().min(at + len);
-        input.1 = end;
-        let mut bytes = input.0[at..end].to_vec();
-        bytes.resize(len, 0);
+        let mut bytes = vec![0; len];
+        self.fill(&mut bytes);
         bytes
+    }
+
+    fn array<const N: usize>(&self) -> [u8; N] {
+        let mut bytes = [0; N];
+        self.fill(&mut bytes);
+        bytes
+    }
+
+    fn fill(&self, to: &mut [u8]) {
+        let mut input = self.0.lock().expect("one thread");
+        let (data, at) = &mut *input;
+        let rest = &data[*at..];
+        let len = rest.len().min(to.len());
+        to[..len].copy_from_slice(&rest[..len]);
+        *at += len;
     }
 
     fn is_at_end(&self) -> bool {
@@ -42,7 +53,7 @@ impl Input {
     }
 
     fn byte(&self) -> u8 {
-        self.bytes(1)[0]
+        self.array::<1>()[0]
     }
 
     fn bit(&self) -> bool {
@@ -54,15 +65,15 @@ impl Input {
     }
 
     fn half(&self) -> u16 {
-        u16::from_le_bytes(self.bytes(2).try_into().expect("two bytes"))
+        u16::from_le_bytes(self.array())
     }
 
     fn word(&self) -> u32 {
-        u32::from_le_bytes(self.bytes(4).try_into().expect("four bytes"))
+        u32::from_le_bytes(self.array())
     }
 
     fn long(&self) -> u64 {
-        u64::from_le_bytes(self.bytes(8).try_into().expect("eight bytes"))
+        u64::from_le_bytes(self.array())
     }
 }
 
@@ -220,8 +231,9 @@ fn config_on<H: Hal>(input: &Input) {
     assert!(disk.queue_depth().is_power_of_two());
     for _ in 0..3 {
         assert_sensible(&disk);
-        try_out(&device, &mut disk);
-        if input.is_at_end() {
+        let ended = try_out(&device, &mut disk);
+        assert_eq!(disk.flush() == Err(Error::Broken), ended, "broken for that one reason");
+        if ended || input.is_at_end() {
             break;
         }
         let before = (disk.capacity_sectors(), disk.model(), disk.zoned().copied(), *disk.limits());
@@ -236,6 +248,9 @@ fn config_on<H: Hal>(input: &Input) {
             Err(Error::Probe(_) | Error::Wrong(_) | Error::Device { .. }) => {
                 let after = (disk.capacity_sectors(), disk.model(), disk.zoned().copied(), *disk.limits());
                 assert_eq!(before, after, "a change that was refused");
+                if disk.flush() == Err(Error::Broken) {
+                    break;
+                }
             }
             Err(other) => panic!("{other:?}"),
         }
@@ -348,24 +363,28 @@ fn assert_sensible<H: Hal>(disk: &Blk<H>) {
     }
 }
 
-/// Every call, at the edges of what the driver believes the disk to be. The segments of what was sent are as it believes, too.
-fn try_out<H: Hal>(device: &FakeDevice, disk: &mut Blk<H>) {
+/// Every call, at the edges of what the driver believes the disk to be. The segments of what was sent are as it believes, too. Whether the
+/// device broke the ring meanwhile: it can do so in a report.
+fn try_out<H: Hal>(device: &FakeDevice, disk: &mut Blk<H>) -> bool {
     device.take_log();
     let block = disk.block_len_bytes().min(1 << 16) as usize;
     let capacity = disk.capacity_sectors();
+    let mut results = Vec::new();
     for sector in [0, capacity.saturating_sub(1), capacity, u64::MAX - 7] {
-        let _ = disk.read(sector, &mut vec![0; block]);
-        let _ = disk.write(sector, &vec![0; block]);
-        let _ = disk.discard(sector, 8);
-        let _ = disk.write_zeroes(sector, 8, true);
-        let _ = disk.secure_erase(sector, 8);
-        let _ = disk.zone(sector);
-        let _ = disk.append(sector, &[0; 4096]);
-        let _ = disk.open_zone(sector);
+        results.push(disk.read(sector, &mut vec![0; block]));
+        results.push(disk.write(sector, &vec![0; block]));
+        results.push(disk.discard(sector, 8));
+        results.push(disk.write_zeroes(sector, 8, true));
+        results.push(disk.secure_erase(sector, 8));
+        results.push(disk.zone(sector).map(drop));
+        results.push(disk.append(sector, &[0; 4096]).map(drop));
+        results.push(disk.open_zone(sector));
     }
-    let _ = disk.flush();
-    let _ = disk.id();
-    let _ = disk.zones(0).map(|zones| zones.take(20).count());
+    results.push(disk.flush());
+    results.push(disk.id().map(drop));
+    results.push(disk.zones(0).and_then(|zones| zones.take(20).try_for_each(|zone| zone.map(drop))));
+    let ended =
+        |result: &Result<(), Error>| matches!(result, Err(Error::Wrong(wrong)) if is_of_the_ring(*wrong));
     let segment = disk.limits().segment_len_bytes_max as usize;
     let segments = disk.limits().segments_max as usize;
     for done in device.take_log() {
@@ -376,6 +395,7 @@ fn try_out<H: Hal>(device: &FakeDevice, disk: &mut Blk<H>) {
         }
         assert!(data.count() <= segments || ranges, "{done:?}, at most {segments} segments");
     }
+    results.iter().any(ended)
 }
 
 /// A used ring that says anything, in any order, and other accidents of a device's life.
@@ -529,30 +549,26 @@ fn is_of_the_ring(wrong: Wrong) -> bool {
 }
 
 /// Inputs that are known to go deep, to begin with.
-pub fn seeds(target: &str) -> Vec<Vec<u8>> {
+pub fn seeds(target: &str) -> impl Iterator<Item = Vec<u8>> {
     let mut rng = fastrand::Rng::with_seed(target.len() as u64);
-    let mut seeds = vec![Vec::new()];
-    for len in [8, 16, 32, 64, 128, 256, 512, 1024] {
-        for _ in 0..4 {
-            let mut seed: Vec<u8> = (0..len).map(|_| rng.u8(..)).collect();
-            seeds.push(seed.clone());
+    (0..64).map(move |number| {
+        let mut seed = vec![0; 8 << (number / 8)];
+        rng.fill(&mut seed);
+        if number % 2 == 1 {
             // Mostly honest, with a lie now and then.
             for byte in &mut seed {
-                if rng.u8(..4) > 0 {
-                    *byte = 0;
-                }
+                *byte &= if rng.u8(..4) > 0 { 0 } else { 0xff };
             }
-            seeds.push(seed);
         }
-    }
-    seeds
+        seed
+    })
 }
 
 /// Writes [`seeds`] as files into the directory that `FUZZ_SEEDS_DIR` names, if it is set.
 pub fn write_seeds(target: &str) {
     let Some(dir) = std::env::var_os("FUZZ_SEEDS_DIR").map(std::path::PathBuf::from) else { return };
     std::fs::create_dir_all(&dir).expect("a directory for the seeds");
-    for (number, seed) in seeds(target).iter().enumerate() {
+    for (number, seed) in seeds(target).enumerate() {
         std::fs::write(dir.join(format!("seed-{number:03}")), seed).expect("room for the seeds");
     }
 }

@@ -126,7 +126,7 @@ pub fn assert_all_calls_end_with<H: Hal>(disk: &mut Blk<H>, error: Error) {
 
 /// All cases; under Miri, where each costs a second, some: the memory that they touch is the same.
 pub fn cases<T>(all: impl IntoIterator<Item = T>) -> impl Iterator<Item = T> {
-    all.into_iter().take(if cfg!(miri) { 3 } else { usize::MAX })
+    all.into_iter().take(if cfg!(miri) { 2 } else { usize::MAX })
 }
 
 /// Runs each test on both kinds of memory. Miri, which is slow, only where the device works in the driver's own bytes: there it has

@@ -84,3 +84,19 @@ pub(crate) fn failed(lines: &[Line]) -> Vec<&'static str> {
     let failed = lines.iter().filter(|line| matches!(line.verdict, Verdict::Failed(_)));
     failed.map(|line| line.check).collect()
 }
+
+/// Stops all threads of a program with SIGSTOP. The signal alone comes some time later to each of them.
+pub(crate) fn freeze(pid: u32) {
+    let raw_pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    rustix::process::kill_process(raw_pid, rustix::process::Signal::STOP).unwrap();
+    let start = Instant::now();
+    let is_stopped = |task: std::io::Result<std::fs::DirEntry>| {
+        let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap();
+        // The state stands behind the name, which is in parentheses.
+        stat.rsplit(')').next().unwrap().trim_start().starts_with('T')
+    };
+    while !std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().all(is_stopped) {
+        assert!(start.elapsed() < PATIENCE, "process {pid} does not stop");
+        std::thread::yield_now();
+    }
+}
