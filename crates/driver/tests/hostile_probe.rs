@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::rig::{assert_usable, attach, attach_with, cases, refusal, rig};
+use common::rig::{QUEUE_DEPTH, assert_usable, attach, attach_with, cases, refusal, rig};
 use common::{FakeDevice, Generation, Shape, Watch, memory, on_both_hals};
 use virtio_drivers::transport::{DeviceStatus, DeviceType};
 use virtio_zbd_driver::{Error, Hal, Options, ProbeError, ZoneSupport};
@@ -409,7 +409,7 @@ fn segment_limits<H: Hal>() {
     let error = refusal::<H>(Shape { size_max: Some(100), seg_max: Some(5), ..Shape::regular() }, |_| {});
     assert!(matches!(error, Error::Probe(ProbeError::TransferTooSmall { .. })), "{error:?}");
     // Segments shorter than a sector, than a zone descriptor, than a report's header.
-    for (size_max, seg_max) in [(100, 6), (40, 13), (7, 74)] {
+    for (size_max, seg_max) in cases([(100, 6), (40, 13), (7, 74)]) {
         let (size_max, seg_max) = (Some(size_max), Some(seg_max));
         let device = FakeDevice::new(Shape { size_max, seg_max, queue_size: 128, ..Shape::regular() });
         let mut disk = attach_with::<H>(&device, Options::default()).unwrap();
@@ -418,7 +418,7 @@ fn segment_limits<H: Hal>() {
     // More than can be.
     let (device, mut disk) =
         rig::<H>(zoned(|shape| (shape.size_max, shape.seg_max) = (Some(u32::MAX), Some(u32::MAX))));
-    assert!(disk.limits().segments_max <= 32 - 2);
+    assert!(disk.limits().segments_max <= u32::from(QUEUE_DEPTH) - 2);
     assert_usable(&device, &mut disk);
 }
 

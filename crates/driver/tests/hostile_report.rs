@@ -96,8 +96,9 @@ fn lie_about_zone_3<H: Hal>(lie: impl Fn(&mut Reply) + Clone + Send + 'static) -
     });
     assert_eq!(disk.zone(192 + 5), Err(Error::Wrong(wrong)));
     drop(disk);
-    let error = refusal_of::<H>(&told_to_everybody(lie));
-    assert_eq!(error, Error::Wrong(wrong));
+    if !cfg!(miri) {
+        assert_eq!(refusal_of::<H>(&told_to_everybody(lie)), Error::Wrong(wrong));
+    }
     wrong
 }
 

@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::rig::{Blk, assert_broken, assert_usable, attach_with, cases, rig, zones};
+use common::rig::{Blk, QUEUE_DEPTH, assert_broken, assert_usable, attach_with, cases, rig, zones};
 use common::{FakeDevice, Shape, Watch, memory, on_both_hals};
 use virtio_zbd_driver::{Command, Error, Hal, Options, Token, Wrong};
 use virtio_zbd_spec::{Features, RequestType};
@@ -27,10 +27,11 @@ on_both_hals!(
     wrap_around,
 );
 
-fn shapes() -> [Shape; 2] {
+/// Rings with indirect tables and without. Miri sees the former in all other tests.
+fn shapes() -> impl Iterator<Item = Shape> {
     let mut direct = Shape { seg_max: Some(3), ..Shape::default() };
     direct.more -= Features::INDIRECT_DESC;
-    [Shape::default(), direct]
+    [direct, Shape::default()].into_iter().take(if cfg!(miri) { 1 } else { 2 })
 }
 
 /// A flush whose used element says something else, on a disk that worked before. Gives the error.
@@ -45,7 +46,7 @@ fn flush_with<H: Hal>(shape: Shape, id: impl Fn(u32) -> u32 + Send + 'static) ->
 fn ids_that_were_never_given_out<H: Hal>() {
     let _watch = Watch::begin();
     for shape in shapes() {
-        let size = 32;
+        let size = u32::from(QUEUE_DEPTH);
         for wrong in cases([size, 0x1_0000, u32::MAX, size + 1, 100, 0x7fff, 0xffff, 0x8000_0000]) {
             let (device, mut disk, error) = flush_with::<H>(shape.clone(), move |_| wrong);
             assert_eq!(error, Error::Wrong(Wrong::UsedId { queue: 0, id: wrong }));

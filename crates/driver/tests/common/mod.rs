@@ -5,6 +5,7 @@
 //! | [`memory`] | the guest's memory: a `Hal` that knows at any time what the device may reach |
 //! | [`ring`] | the device's side of a split ring in that memory |
 //! | [`disk`] | an honest disk, zoned or regular, as plain as the rules tell it |
+//! | [`reply`] | a request as the device sees it, and what it answers |
 //! | [`transport`] | a `Transport` that joins these, and the places where a test makes it lie |
 //! | [`rig`] | the driver on all of it |
 //! | [`fuzz`] | what a fuzzer does with it |
@@ -26,15 +27,17 @@
 pub mod disk;
 pub mod fuzz;
 pub mod memory;
+pub mod reply;
 pub mod rig;
 pub mod ring;
 pub mod transport;
 
 pub use disk::{Disk, Shape, Zone as DiskZone};
 pub use memory::{Bounce, FakeHal, Identity, Watch};
+pub use reply::{Logged, Reply, Request};
 pub(crate) use rig::on_both_hals;
 pub use ring::Ring;
-pub use transport::{FakeDevice, FakeTransport, Generation, Logged, Reply, Request};
+pub use transport::{FakeDevice, FakeTransport, Generation};
 
 /// Length of a sector in bytes.
 pub const SECTOR: usize = 512;

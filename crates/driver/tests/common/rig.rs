@@ -13,6 +13,9 @@ pub type Blk<H> = VirtioBlk<H, FakeTransport>;
 /// After so many looks in vain a call gives up: the fake device has answered by then, or it never will.
 pub const TURNS_MAX: u64 = 100;
 
+/// How deep the queue of most tests is.
+pub const QUEUE_DEPTH: u16 = if cfg!(miri) { 16 } else { 32 };
+
 /// Takes the device into use.
 pub fn attach_with<H: Hal>(device: &FakeDevice, options: Options) -> Result<Blk<H>, Error> {
     VirtioBlk::with(device.transport(), options, virtio_zbd_driver::Spin { turns_max: TURNS_MAX }, allocate)
@@ -20,7 +23,7 @@ pub fn attach_with<H: Hal>(device: &FakeDevice, options: Options) -> Result<Blk<
 
 /// As [`attach_with`], as most tests want it; the queue is small, for Miri's sake.
 pub fn attach<H: Hal>(device: &FakeDevice) -> Result<Blk<H>, Error> {
-    attach_with(device, Options { queue_depth: 32, ..Options::default() })
+    attach_with(device, Options { queue_depth: QUEUE_DEPTH, ..Options::default() })
 }
 
 /// A device of this shape and its driver.
