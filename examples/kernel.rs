@@ -1,51 +1,16 @@
 //! The driver in a kernel: a zoned disk on the PCI bus. `cargo xtask baremetal --example` runs it in QEMU.
 #![no_std]
 #![no_main]
-#![allow(unsafe_code, reason = "a Hal vouches for memory that devices use")]
-
-extern crate alloc;
-
-use alloc::alloc::{Layout, alloc_zeroed, dealloc};
-use core::ptr::NonNull;
 
 use virtio_drivers::transport::DeviceType;
 use virtio_drivers::transport::pci::bus::Command;
 use virtio_drivers::transport::pci::{PciTransport, virtio_device_type};
-use virtio_zbd_baremetal::{Machine, Outcome, entry, pci_root, say};
-use virtio_zbd_driver::{BufferDirection, Error, Hal, Options, PhysAddr, Transport, VirtioBlk, Zone};
+use virtio_zbd_baremetal::{Identity, Machine, Outcome, entry, pci_root, say};
+use virtio_zbd_driver::{Error, Options, Transport, VirtioBlk, Zone};
 
-/// The kernel's memory as devices see it. Here each address is the same for all; with an IOMMU or a virtual address space of
-/// the kernel's own, `share` and `mmio_phys_to_virt` translate.
-struct Memory;
-
-// SAFETY: pages are the allocator's own, aligned and zeroed, and addresses are those of the processor.
-unsafe impl Hal for Memory {
-    fn dma_alloc(pages: usize, _: BufferDirection) -> (PhysAddr, NonNull<u8>) {
-        // SAFETY: a queue has at least one page.
-        let start = NonNull::new(unsafe { alloc_zeroed(layout(pages)) });
-        start.map_or((0, NonNull::dangling()), |start| (start.as_ptr() as PhysAddr, start))
-    }
-
-    unsafe fn dma_dealloc(_: PhysAddr, start: NonNull<u8>, pages: usize) -> i32 {
-        // SAFETY: it comes from `dma_alloc`, with as many pages.
-        unsafe { dealloc(start.as_ptr(), layout(pages)) };
-        0
-    }
-
-    unsafe fn mmio_phys_to_virt(address: PhysAddr, _: usize) -> NonNull<u8> {
-        NonNull::new(address as *mut u8).expect("the device has no address")
-    }
-
-    unsafe fn share(buffer: NonNull<[u8]>, _: BufferDirection) -> PhysAddr {
-        buffer.cast::<u8>().as_ptr() as PhysAddr
-    }
-
-    unsafe fn unshare(_: PhysAddr, _: NonNull<[u8]>, _: BufferDirection) {}
-}
-
-fn layout(pages: usize) -> Layout {
-    Layout::from_size_align(pages * 4096, 4096).expect("more pages than there are addresses")
-}
+/// What the kernel is to bring: memory as devices see it. Here each address is the same for all (`guest/baremetal/src/heap.rs`);
+/// with an IOMMU or an address space of the kernel's own, this is where addresses are translated.
+type Memory = Identity;
 
 entry!(main);
 
@@ -57,7 +22,6 @@ fn main(_: &Machine) -> Outcome {
     let (function, _) = disk.expect("no virtio disk on the first PCI bus");
     root.set_command(function, Command::MEMORY_SPACE | Command::BUS_MASTER);
     let transport = PciTransport::new::<Memory, _>(&mut root, function).expect("not a virtio 1.0 device");
-
     match work(transport) {
         Ok(()) => Outcome::Passed,
         Err(error) => {
@@ -84,10 +48,9 @@ fn work<T: Transport>(transport: T) -> Result<(), Error> {
 
     // The device says where the data landed.
     let sector = disk.append(zone.start_sector, &[b'a'; 4096])?;
-    say!("appended at sector {sector}");
     let mut data = [0; 4096];
     disk.read(sector, &mut data)?;
-    say!("read back: {}", char::from(data[0]));
+    say!("appended at sector {sector}, read back: {}", char::from(data[0]));
 
     // A write that is not at the write pointer. The device's answer comes as it is; the zone stays as it was.
     match disk.write(zone.start_sector, &data) {
@@ -96,7 +59,6 @@ fn work<T: Transport>(transport: T) -> Result<(), Error> {
     }
     let zone = disk.zone(sector)?;
     say!("zone at {}: {:?}, write pointer {:?}", zone.start_sector, zone.state, zone.write_pointer_sector);
-
     disk.reset_zone(zone.start_sector)?;
     say!("reset: {:?}", disk.zone(sector)?.state);
     disk.flush()

@@ -18,8 +18,7 @@ fn appends_reads_back_and_resets_on_a_zoned_disk() {
     let expected = [
         "16 zones of 8192 sectors",
         "zone at 8192: SequentialRequired, Empty",
-        "appended at sector 8192",
-        "read back: a",
+        "appended at sector 8192, read back: a",
         "written again: not at the zone's write pointer (UNALIGNED_WP)",
         "zone at 8192: ImplicitOpen, write pointer Some(8200)",
         "reset: Empty",

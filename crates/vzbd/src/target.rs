@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use virtio_zbd_driver::{Error, Options, Transport, VirtioBlk, Wait, Waited, ZoneSupport, Zoned};
+use virtio_zbd_driver::{Error, Options, VirtioBlk, Wait, Waited, ZoneSupport, Zoned};
 use virtio_zbd_store::{ImageFault, ImageStore, OpenOptions, RawStore, Store, StoreError};
 use virtio_zbd_vhost_user::client::{
     ArenaBuffer, ArenaHal, ConnectError, ConnectOptions, Lost, Monitor, VhostUserTransport,
@@ -185,12 +185,7 @@ impl Wait<VhostUserTransport> for Patience {
             return Waited::GiveUp;
         }
         match transport.wait_used(queue, left) {
-            Ok(true) => Waited::Again,
-            Ok(false) => {
-                // A changed configuration wakes us until we have taken note of it.
-                transport.ack_interrupt();
-                Waited::Again
-            }
+            Ok(_) => Waited::Again,
             Err(_) => Waited::Gone,
         }
     }
