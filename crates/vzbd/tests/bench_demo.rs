@@ -8,31 +8,14 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Daemon, Place, pattern, vzbd_fails, vzbd_json, vzbd_ok, vzbd_takes};
+use common::{Daemon, Place, SMALL, pattern, vzbd_fails, vzbd_json, vzbd_ok, vzbd_takes};
 use rustix::process::{Pid, Signal, kill_process};
 
 const VZBD: &str = env!("CARGO_BIN_EXE_vzbd");
 
-fn ram(place: &Place, options: &[&str]) -> Daemon {
-    Daemon::start(Path::new("ram"), &place.path("sock"), options)
+fn two_queues(place: &Place) -> Daemon {
+    place.ram(&format!("{SMALL} --queues 2"))
 }
-
-const SMALL: &[&str] = &[
-    "--size",
-    "16M",
-    "--zone-size",
-    "1M",
-    "--zone-capacity",
-    "768K",
-    "--conventional",
-    "2",
-    "--max-open",
-    "6",
-    "--max-active",
-    "8",
-    "--queues",
-    "2",
-];
 
 /// Sectors that are written in sequential zones, and how many zones are full.
 fn written(target: &str) -> (u64, usize) {
@@ -46,7 +29,7 @@ fn written(target: &str) -> (u64, usize) {
 #[test]
 fn a_benchmark_makes_as_many_requests_as_it_says() {
     let place = Place::new();
-    let daemon = ram(&place, SMALL);
+    let daemon = two_queues(&place);
     let sock = daemon.socket();
     // 400 blocks of 4 KiB: two zones of 192 are full, the third has 16.
     for (mode, full) in [("append", 2), ("write", 0)] {
@@ -79,7 +62,7 @@ fn a_benchmark_makes_as_many_requests_as_it_says() {
 #[test]
 fn a_benchmark_goes_round_the_disk() {
     let place = Place::new();
-    let daemon = ram(&place, SMALL);
+    let daemon = two_queues(&place);
     let sock = daemon.socket();
     // 14 zones of 768 KiB, over twice; 5 blocks of 128 KiB and a rest of 128 KiB that no block of 160 KiB fits in.
     for (mode, block, count) in
@@ -92,7 +75,7 @@ fn a_benchmark_goes_round_the_disk() {
     }
     // A disk without zones has an end, too.
     assert!(daemon.stop().0.success());
-    let daemon = ram(&place, &["--size", "1M", "--zoned", "none"]);
+    let daemon = place.ram("--size 1M --zoned none");
     for mode in ["write", "read"] {
         let args = ["bench", daemon.socket(), "--mode", mode, "--count", "1000", "--destroy-data"];
         assert_eq!(vzbd_json(&args)["requests"], 1000);
@@ -102,7 +85,7 @@ fn a_benchmark_goes_round_the_disk() {
 #[test]
 fn a_benchmark_destroys_nothing_that_it_was_not_told_to() {
     let place = Place::new();
-    let daemon = ram(&place, SMALL);
+    let daemon = two_queues(&place);
     let sock = daemon.socket();
     vzbd_takes(&["write", sock, "--zone", "3"], &pattern(1, 8192));
     for mode in ["write", "append"] {
@@ -129,7 +112,7 @@ fn a_benchmark_destroys_nothing_that_it_was_not_told_to() {
 #[test]
 fn ctrl_c_ends_a_benchmark_with_what_there_is() {
     let place = Place::new();
-    let daemon = ram(&place, SMALL);
+    let daemon = two_queues(&place);
     let mut child = Command::new(VZBD)
         .args(["bench", daemon.socket(), "--seconds", "600", "--json"])
         .stdin(Stdio::null())

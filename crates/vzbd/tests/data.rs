@@ -9,25 +9,12 @@ use common::{
     Daemon, Place, pattern, vzbd_bytes, vzbd_fails, vzbd_json, vzbd_ok, vzbd_takes, vzbd_with_input,
 };
 
-const SMALL: &[&str] = &[
-    "--size",
-    "16M",
-    "--zone-size",
-    "1M",
-    "--zone-capacity",
-    "768K",
-    "--conventional",
-    "2",
-    "--max-append",
-    "64K",
-];
+/// Short appends: what is longer is several.
+const SHORT_APPENDS: &str =
+    "--size 16M --zone-size 1M --zone-capacity 768K --conventional 2 --max-append 64K";
 const ZONE_LEN: usize = 1 << 20;
 const CAPACITY: usize = 768 << 10;
 const ZONE_SECTORS: usize = ZONE_LEN / 512;
-
-fn ram(place: &Place, options: &[&str]) -> Daemon {
-    Daemon::start(Path::new("ram"), &place.path("sock"), options)
-}
 
 #[track_caller]
 fn wp(target: &str, zone: usize) -> u64 {
@@ -38,7 +25,7 @@ fn wp(target: &str, zone: usize) -> u64 {
 fn what_is_written_is_read() {
     let place = Place::new();
     let image = place.small_image();
-    let daemon = ram(&place, SMALL);
+    let daemon = place.ram(SHORT_APPENDS);
     // Over a socket and in a file: the same commands do the same.
     for target in [daemon.socket(), image.to_str().unwrap()] {
         let data = pattern(3, CAPACITY);
@@ -78,7 +65,7 @@ fn what_is_written_is_read() {
 #[test]
 fn conventional_zones_and_plain_disks_are_written_anywhere() {
     let place = Place::new();
-    let daemon = ram(&place, SMALL);
+    let daemon = place.ram(SHORT_APPENDS);
     let sock = daemon.socket();
     let data = pattern(1, 8192);
     for _ in 0..2 {
@@ -111,7 +98,7 @@ fn conventional_zones_and_plain_disks_are_written_anywhere() {
 #[test]
 fn appends_say_where_they_landed() {
     let place = Place::new();
-    let daemon = ram(&place, SMALL);
+    let daemon = place.ram(SHORT_APPENDS);
     let sock = daemon.socket();
     let start = 5 * ZONE_SECTORS;
     assert_eq!(
@@ -149,7 +136,7 @@ fn appends_say_where_they_landed() {
     assert!(said.contains("zone 0") && said.contains("conventional"), "{said}");
     assert!(daemon.stop().0.success());
 
-    let daemon = ram(&place, &["--size", "16M", "--zone-size", "1M", "--max-append", "0"]);
+    let daemon = place.ram("--size 16M --zone-size 1M --max-append 0");
     let said = vzbd_fails(2, &["append", daemon.socket(), "5", "--input", file.to_str().unwrap()]);
     assert!(said.contains("no append") && said.contains("vzbd write"), "{said}");
 }
@@ -157,7 +144,7 @@ fn appends_say_where_they_landed() {
 #[test]
 fn a_length_that_is_no_multiple_of_the_block_is_said_or_padded() {
     let place = Place::new();
-    let daemon = ram(&place, SMALL);
+    let daemon = place.ram(SHORT_APPENDS);
     let sock = daemon.socket();
     let file = place.path("data");
     let data = pattern(1, (1 << 20) + 4000);
@@ -193,7 +180,7 @@ fn a_length_that_is_no_multiple_of_the_block_is_said_or_padded() {
 #[test]
 fn writes_that_the_zone_does_not_take() {
     let place = Place::new();
-    let daemon = ram(&place, SMALL);
+    let daemon = place.ram(SHORT_APPENDS);
     let sock = daemon.socket();
     let block = pattern(1, 4096);
     vzbd_takes(&["write", sock, "--zone", "4"], &block);
@@ -255,7 +242,7 @@ fn writes_that_the_zone_does_not_take() {
     }
     // On and on where zones have no end that can't be written.
     assert!(daemon.stop().0.success());
-    let daemon = ram(&place, &["--size", "16M", "--zone-size", "1M"]);
+    let daemon = place.ram("--size 16M --zone-size 1M");
     let data = pattern(7, 5 << 19);
     vzbd_takes(&["write", daemon.socket(), "--sector", "4096"], &data);
     assert!(vzbd_bytes(&["read", daemon.socket(), "--sector", "4096", "--length", "2560K"]) == data);
@@ -291,7 +278,8 @@ fn what_was_written_is_flushed_at_the_end() {
         (&["reset", "2"], "ZoneReset"),
     ] {
         let trace = "vzbd::request=trace";
-        let daemon = Daemon::start_logging(Path::new("ram"), &place.path("sock"), SMALL, trace);
+        let options: Vec<_> = SHORT_APPENDS.split(' ').collect();
+        let daemon = Daemon::start_logging(Path::new("ram"), &place.path("sock"), &options, trace);
         vzbd_takes(&[&args[..1], &[daemon.socket()], &args[1..]].concat(), &pattern(1, 8192));
         let (status, log) = daemon.stop();
         assert!(status.success());

@@ -3,31 +3,9 @@
 
 mod common;
 
-use std::path::Path;
-
-use common::{Daemon, Place, pattern, vzbd_fails, vzbd_json, vzbd_ok, vzbd_takes};
-
-/// The geometry of [`Place::small_image`].
-const SMALL: &[&str] = &[
-    "--size",
-    "16M",
-    "--zone-size",
-    "1M",
-    "--zone-capacity",
-    "768K",
-    "--conventional",
-    "2",
-    "--max-open",
-    "6",
-    "--max-active",
-    "8",
-];
+use common::{Daemon, Place, SMALL, pattern, vzbd_fails, vzbd_json, vzbd_ok, vzbd_takes};
 
 const ZONE_SECTORS: u64 = 2048;
-
-fn ram(place: &Place) -> Daemon {
-    Daemon::start(Path::new("ram"), &place.path("sock"), SMALL)
-}
 
 /// The conditions of the zones, by number.
 #[track_caller]
@@ -98,7 +76,7 @@ fn an_image_shows_the_same_in_its_file_and_on_its_socket() {
 #[test]
 fn zones_are_opened_closed_finished_and_reset() {
     let place = Place::new();
-    let daemon = ram(&place);
+    let daemon = place.ram(SMALL);
     let sock = daemon.socket();
     assert_eq!(conditions(sock), small(["empty"; 6]));
     // One, several, and each kind of range.
@@ -138,7 +116,7 @@ fn zones_are_opened_closed_finished_and_reset() {
 #[test]
 fn what_the_disk_refuses_is_exit_status_1_with_the_zone_and_what_to_do() {
     let place = Place::new();
-    let daemon = ram(&place);
+    let daemon = place.ram(SMALL);
     let sock = daemon.socket();
     // Six zones may be open: the seventh may not, and what was done before it is said.
     let said = vzbd_fails(1, &["open", sock, "2..10"]);
@@ -173,7 +151,7 @@ fn what_the_disk_refuses_is_exit_status_1_with_the_zone_and_what_to_do() {
 #[test]
 fn zones_that_are_not_there_are_exit_status_2() {
     let place = Place::new();
-    let daemon = ram(&place);
+    let daemon = place.ram(SMALL);
     let sock = daemon.socket();
     for (args, expected) in [
         (&["reset", sock, "16"][..], "no zone 16: the disk has 16 zones, 0 to 15"),
@@ -197,7 +175,7 @@ fn zones_that_are_not_there_are_exit_status_2() {
 #[test]
 fn a_disk_without_zones_says_so() {
     let place = Place::new();
-    let daemon = Daemon::start(Path::new("ram"), &place.path("sock"), &["--size", "16M", "--zoned", "none"]);
+    let daemon = place.ram("--size 16M --zoned none");
     let sock = daemon.socket();
     for args in [
         &["report", sock][..],

@@ -70,6 +70,10 @@ pub(crate) fn vzbd_fails<S: AsRef<std::ffi::OsStr>>(status: i32, args: &[S]) -> 
     said
 }
 
+/// 16 zones of 1 MiB: 768 KiB capacity, 2 conventional, 6 open, 8 active.
+pub(crate) const SMALL: &str =
+    "--size 16M --zone-size 1M --zone-capacity 768K --conventional 2 --max-open 6 --max-active 8";
+
 /// A directory for one test, with the names used in it.
 pub(crate) struct Place {
     dir: tempfile::TempDir,
@@ -84,15 +88,18 @@ impl Place {
         self.dir.path().join(name)
     }
 
-    /// Makes an image of 16 zones of 1 MiB: 768 KiB capacity, 2 conventional, 6 open, 8 active.
+    /// Makes an image: [`SMALL`].
     pub(crate) fn small_image(&self) -> PathBuf {
         let path = self.path("disk.zbd");
-        let options =
-            "--size 16M --zone-size 1M --zone-capacity 768K --conventional 2 --max-open 6 --max-active 8";
         let mut args = vec!["create".into(), path.clone().into_os_string()];
-        args.extend(options.split(' ').map(Into::into));
+        args.extend(SMALL.split(' ').map(Into::into));
         vzbd_ok(&args);
         path
+    }
+
+    /// Serves a disk in RAM.
+    pub(crate) fn ram(&self, options: &str) -> Daemon {
+        Daemon::start(Path::new("ram"), &self.path("sock"), &options.split(' ').collect::<Vec<_>>())
     }
 }
 
