@@ -18,7 +18,8 @@ use crate::limits::{Geometry, ZoneSupport};
 use crate::ring::{Ring, depth};
 use crate::wait::Wait;
 
-/// What this driver makes use of.
+/// What this driver makes use of. ACCESS_PLATFORM is among it because each address that the device gets comes from the
+/// [`Hal`], which may translate.
 const TAKEN: Features = Features::VERSION_1
     .union(Features::INDIRECT_DESC)
     .union(Features::EVENT_IDX)
