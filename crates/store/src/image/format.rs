@@ -1,5 +1,6 @@
 //! The bytes of an image, as `docs/format.md` gives them. No I/O here, and no decision.
 
+use std::io;
 use std::mem::{offset_of, size_of};
 use std::ops::Range;
 
@@ -128,16 +129,31 @@ const _: () = {
 /// Why a superblock copy or a page slot counts for nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unusable {
+    /// Reading it failed: a sector that was being written when the power failed may be so until it is written again.
+    Unreadable {
+        errno: Option<i32>,
+    },
     Magic,
-    Checksum { expected: u32, found: u32 },
+    Checksum {
+        expected: u32,
+        found: u32,
+    },
     OtherImage,
-    OtherPage { found: u32 },
-    Sequence { found: u64 },
+    OtherPage {
+        found: u32,
+    },
+    Sequence {
+        found: u64,
+    },
 }
 
 impl std::fmt::Display for Unusable {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
+            Self::Unreadable { errno: Some(errno) } => {
+                write!(f, "can't be read ({})", io::Error::from_raw_os_error(*errno))
+            }
+            Self::Unreadable { errno: None } => f.write_str("can't be read"),
             Self::Magic => f.write_str("does not begin with the magic number"),
             Self::Checksum { expected, found } => {
                 write!(f, "has checksum {found:#010x} where its content gives {expected:#010x}")
@@ -146,6 +162,12 @@ impl std::fmt::Display for Unusable {
             Self::OtherPage { found } => write!(f, "says that it is page {found}"),
             Self::Sequence { found } => write!(f, "has the impossible sequence number {found}"),
         }
+    }
+}
+
+impl Unusable {
+    pub(crate) fn unreadable(error: &io::Error) -> Self {
+        Self::Unreadable { errno: error.raw_os_error() }
     }
 }
 

@@ -11,7 +11,7 @@ use crate::error::StoreError;
 use crate::medium::Medium;
 
 /// Slots read in one call at open.
-const READ_BLOCKS: usize = 64;
+const READ_BLOCKS: u32 = 64;
 
 /// What the zone-state pages on the medium hold, and where the next version of each goes.
 pub(super) struct PageBook {
@@ -69,8 +69,7 @@ impl PageBook {
         for page in 0..layout.page_count {
             let mut candidates = Vec::with_capacity(2);
             for slots in &mut slots {
-                let block = slots.next(page).map_err(StoreError::io(name, "reading the zone states"))?;
-                candidates.push(StatePage::parse(block, uuid, page));
+                candidates.push(slots.next(page).and_then(|block| StatePage::parse(block, uuid, page)));
             }
             match choose(candidates) {
                 Ok(chosen) => {
@@ -266,23 +265,40 @@ struct SlotReader<'a> {
     slot: u8,
     blocks: Vec<u8>,
     first_page: u32,
+    /// Up to this page, blocks are read one by one: one of them can't be read.
+    singly_until: u32,
 }
 
 impl<'a> SlotReader<'a> {
     fn new(medium: &'a dyn Medium, layout: &'a Layout, slot: u8) -> Self {
-        Self { medium, layout, slot, blocks: Vec::new(), first_page: 0 }
+        Self { medium, layout, slot, blocks: Vec::new(), first_page: 0, singly_until: 0 }
     }
 
-    /// The block of `page`; pages must be asked for in order.
-    fn next(&mut self, page: u32) -> io::Result<&[u8]> {
+    /// The block of `page`; pages must be asked for in order. One that can't be read is as good as damaged,
+    /// and its neighbours are not: the power may have failed while it was written.
+    fn next(&mut self, page: u32) -> Result<&[u8], Unusable> {
         let behind = |first_page: u32| usize::try_from(page - first_page).unwrap_or(usize::MAX);
         if behind(self.first_page) >= self.blocks.len() / BLOCK_LEN {
-            let left = usize::try_from(self.layout.page_count - page).unwrap_or(usize::MAX);
-            self.blocks.resize(left.min(READ_BLOCKS) * BLOCK_LEN, 0);
-            self.medium.read_at(&mut self.blocks, self.layout.slot_offset_bytes(page, self.slot))?;
-            self.first_page = page;
+            let left = self.layout.page_count - page;
+            let many = left.min(READ_BLOCKS);
+            let wanted = if page < self.singly_until { 1 } else { many };
+            let mut read = self.read(page, wanted);
+            if read.is_err() && wanted > 1 {
+                self.singly_until = page + many;
+                read = self.read(page, 1);
+            }
+            if let Err(error) = read {
+                self.blocks.clear();
+                return Err(Unusable::unreadable(&error));
+            }
         }
         let start = behind(self.first_page) * BLOCK_LEN;
-        self.blocks.get(start..start + BLOCK_LEN).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+        self.blocks.get(start..start + BLOCK_LEN).ok_or(Unusable::Unreadable { errno: None })
+    }
+
+    fn read(&mut self, page: u32, blocks: u32) -> io::Result<()> {
+        self.blocks.resize(usize::try_from(blocks).unwrap_or(usize::MAX).saturating_mul(BLOCK_LEN), 0);
+        self.first_page = page;
+        self.medium.read_at(&mut self.blocks, self.layout.slot_offset_bytes(page, self.slot))
     }
 }

@@ -137,7 +137,7 @@ impl Checked {
     /// forgotten: a later sync would succeed without it. So what counts of it is written once more. Of the
     /// zone-state pages that is the slot that counts, to the place where it is, so that the older slot is
     /// left alone until this has succeeded; of the sectors, those of conventional zones. What sequential
-    /// zones hold was synced before their pages said so.
+    /// zones hold was synced before their pages said so. A sector that can't be read is left as it is.
     fn write_again(&self, medium: &dyn Medium) -> io::Result<()> {
         for page in 0..self.layout.page_count {
             self.pages.rewrite(medium, &self.layout, page)?;
@@ -145,13 +145,21 @@ impl Checked {
         let first_sequential = self.geometry.config().conventional_zones;
         let end = self.layout.zone_bytes(&self.geometry, first_sequential).start.min(self.layout.data.end);
         let mut rest = self.layout.data.start..end;
+        let sector_len = usize::try_from(SECTOR_LEN_BYTES).unwrap_or(512);
         let mut bytes = vec![0; 1 << 20];
+        let mut most = bytes.len();
         while let Some(data) = medium.next_data(rest.clone())? {
             let mut at = data.start;
             while at < data.end {
-                let part = usize::try_from(data.end - at).unwrap_or(usize::MAX).min(bytes.len());
-                medium.read_at(&mut bytes[..part], at)?;
-                medium.write_at(&bytes[..part], at)?;
+                let part = usize::try_from(data.end - at).unwrap_or(usize::MAX).min(most);
+                if medium.read_at(&mut bytes[..part], at).is_ok() {
+                    medium.write_at(&bytes[..part], at)?;
+                } else if part > sector_len {
+                    // Smaller and smaller parts, until what can't be read is a sector of its own.
+                    most = (part / 2).next_multiple_of(sector_len);
+                    continue;
+                }
+                most = (most * 2).min(bytes.len());
                 at += part as u64;
             }
             rest.start = data.end;

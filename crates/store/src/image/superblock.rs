@@ -26,26 +26,38 @@ impl Superblocks {
     }
 
     /// Reads both copies and takes the newer one that is whole. Writes nothing.
+    ///
+    /// A copy that can't be read is as good as damaged: the power may have failed while it was written.
     pub(super) fn read(medium: &dyn Medium) -> Result<Self, StoreError> {
         let name = medium.name();
         let io = |what| StoreError::io(name, what);
         let fault = |fault| StoreError::Image { name: name.to_owned(), fault };
         let len_bytes = medium.len_bytes().map_err(io("finding the file's length"))?;
         let mut blocks = [[0u8; BLOCK_LEN]; 2];
-        for (block, offset) in blocks.iter_mut().zip(SUPERBLOCK_OFFSETS_BYTES) {
+        let mut failures = [None, None];
+        for ((block, failure), offset) in blocks.iter_mut().zip(&mut failures).zip(SUPERBLOCK_OFFSETS_BYTES) {
             // Of a short file, what there is: it says whether this was an image once.
             let there = len_bytes.saturating_sub(offset).min(BLOCK_LEN_BYTES);
             let there = usize::try_from(there).unwrap_or(block.len());
-            medium.read_at(&mut block[..there], offset).map_err(io("reading the superblock"))?;
+            *failure = medium.read_at(&mut block[..there], offset).err();
         }
-        if !blocks.iter().any(|block| block.starts_with(&MAGIC)) {
+        let failures = match failures {
+            [Some(first), Some(_)] => return Err(io("reading the superblock")(first)),
+            failures => failures.map(|failure| failure.as_ref().map(Unusable::unreadable)),
+        };
+        if failures == [None; 2] && !blocks.iter().any(|block| block.starts_with(&MAGIC)) {
             return Err(fault(ImageFault::NotAnImage { found: beginning(&blocks[0], len_bytes) }));
         }
         let least_bytes = SUPERBLOCK_OFFSETS_BYTES[1] + BLOCK_LEN_BYTES;
         if len_bytes < least_bytes {
             return Err(fault(ImageFault::TooShort { expected_bytes: least_bytes, found_bytes: len_bytes }));
         }
-        let (current, good_copy) = match blocks.map(|block| Superblock::parse(&block)) {
+        let [first, second] = failures;
+        let parse = |block: &[u8], failure: Option<Unusable>| match failure {
+            Some(why) => Err(why),
+            None => Superblock::parse(block),
+        };
+        let (current, good_copy) = match [parse(&blocks[0], first), parse(&blocks[1], second)] {
             [Ok(first), Ok(second)] if first.uuid != second.uuid => {
                 let [first, second] = [first, second].map(|copy| Uuid::from_bytes(copy.uuid).to_string());
                 return Err(fault(ImageFault::TwoImages { first, second }));
