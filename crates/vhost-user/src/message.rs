@@ -115,6 +115,20 @@ pub(crate) struct ConfigHead {
     pub(crate) flags: u32,
 }
 
+/// The payload of GET_INFLIGHT_FD and SET_INFLIGHT_FD: where in the file the region is, and for what it has room.
+///
+/// The specification ends it after the queue size; QEMU, and everybody after it, sends the C struct with its
+/// padding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub(crate) struct InflightRegion {
+    pub(crate) mmap_size_bytes: u64,
+    pub(crate) mmap_offset_bytes: u64,
+    pub(crate) queues: u16,
+    pub(crate) queue_size: u16,
+    pub(crate) padding: u32,
+}
+
 const _: () = assert!(size_of::<Header>() == 12);
 const _: () = assert!(size_of::<VringState>() == 8);
 const _: () = assert!(size_of::<VringAddr>() == 40);
@@ -122,19 +136,26 @@ const _: () = assert!(size_of::<MemTableHead>() == 8);
 const _: () = assert!(size_of::<MemRegion>() == 32);
 const _: () = assert!(size_of::<SingleMemRegion>() == 40);
 const _: () = assert!(size_of::<ConfigHead>() == 12);
+const _: () = assert!(size_of::<InflightRegion>() == 24);
 
 bitflags::bitflags! {
-    /// Protocol features ("Protocol features" of vhost-user.rst), as far as this server offers them.
+    /// Protocol features ("Protocol features" of vhost-user.rst), as far as one of our two ends knows them.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub(crate) struct ProtocolFeatures: u64 {
         const MQ = 1 << 0;
         const REPLY_ACK = 1 << 3;
         const BACKEND_REQ = 1 << 5;
         const CONFIG = 1 << 9;
+        const INFLIGHT_SHMFD = 1 << 12;
         const RESET_DEVICE = 1 << 13;
         const CONFIGURE_MEM_SLOTS = 1 << 15;
         const STATUS = 1 << 16;
     }
+}
+
+impl ProtocolFeatures {
+    /// Those that the server offers.
+    pub(crate) const SERVED: Self = Self::all().difference(Self::INFLIGHT_SHMFD);
 }
 
 /// Makes a constant of each message's identifier, and their names for the log.

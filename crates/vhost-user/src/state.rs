@@ -84,7 +84,7 @@ impl<B: Backend> State<B> {
             Request::GetFeatures => return Ok(Answer::U64(self.offered)),
             Request::SetFeatures(features) => self.set_features(features)?,
             Request::GetProtocolFeatures => {
-                return Ok(Answer::U64(ProtocolFeatures::all().bits()));
+                return Ok(Answer::U64(ProtocolFeatures::SERVED.bits()));
             }
             Request::SetProtocolFeatures(features) => self.set_protocol_features(features)?,
             // Each connection has one front-end, which owns it from the start.
@@ -147,8 +147,10 @@ impl<B: Backend> State<B> {
 /// Features, status, reset.
 impl<B: Backend> State<B> {
     fn set_protocol_features(&mut self, features: u64) -> Result<(), Fault> {
+        let served = ProtocolFeatures::SERVED;
         let features = ProtocolFeatures::from_bits(features)
-            .ok_or(Fault::ProtocolFeatures(features & !ProtocolFeatures::all().bits()))?;
+            .filter(|features| served.contains(*features))
+            .ok_or(Fault::ProtocolFeatures(features & !served.bits()))?;
         self.protocol = features;
         self.frontend.set_config(features.contains(ProtocolFeatures::CONFIG));
         Ok(())

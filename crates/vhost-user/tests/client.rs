@@ -22,7 +22,7 @@ const SIZE: usize = 16;
 type Queue = VirtQueue<ArenaHal, SIZE>;
 
 fn connect(harness: &Harness) -> VhostUserTransport {
-    let options = ConnectOptions { timeout: PATIENCE, queue_size_max: 256 };
+    let options = ConnectOptions { timeout: PATIENCE, queue_size_max: 256, ..ConnectOptions::default() };
     VhostUserTransport::connect(harness.path(), &options).unwrap()
 }
 

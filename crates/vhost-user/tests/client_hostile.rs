@@ -44,7 +44,7 @@ const EXCHANGES: [(u32, &str, usize); 19] = [
 
 /// A driver's life, from the connection to the status 0 at its end; and why the connection was lost, if it was.
 fn live(path: &Path, timeout: Duration) -> Option<Lost> {
-    let options = ConnectOptions { timeout, queue_size_max: 16 };
+    let options = ConnectOptions { timeout, queue_size_max: 16, ..ConnectOptions::default() };
     let mut transport = match VhostUserTransport::connect(path, &options) {
         Ok(transport) => transport,
         Err(ConnectError::Lost { lost, .. }) => return Some(lost),

@@ -112,6 +112,23 @@ fn a_completion_before_the_death_is_still_seen() {
     drop((transport, queue));
 }
 
+/// The one that died may not be as dead as it seems.
+#[test]
+fn what_a_back_end_had_is_not_used_again_even_if_another_one_came_in_its_place() {
+    let _alone = alone();
+    let before = ArenaHal::quarantined_bytes();
+    let backend = Scripted::good(Script::default());
+    let options = ConnectOptions { reconnect: Some(PATIENCE), ..ConnectOptions::default() };
+    let mut transport = VhostUserTransport::connect(&backend.path(), &options).unwrap();
+    let queue = initialise(&mut transport);
+    let had = ArenaBuffer::zeroed(512).unwrap();
+    let backend = backend.replace(Script::default(), |_| Answer::Good);
+    assert!(!transport.get_status().contains(DeviceStatus::DEVICE_NEEDS_RESET));
+    let later = ArenaBuffer::zeroed(512).unwrap();
+    drop((transport, queue, had, later, backend));
+    assert_eq!(ArenaHal::quarantined_bytes(), before + 2 * PAGE_BYTES + 512);
+}
+
 #[test]
 fn a_death_shows_in_the_status_too() {
     let _alone = alone();

@@ -27,6 +27,7 @@ const SECTORS: usize = 2048;
 struct Daemon {
     child: Child,
     dir: TempDir,
+    queues: u16,
 }
 
 impl Daemon {
@@ -39,18 +40,28 @@ impl Daemon {
         let dir = tempfile::tempdir().unwrap();
         let bytes: Vec<u8> = (0..SECTORS * 512).map(|n| pattern(n / 512, 0)[n % 512]).collect();
         fs::write(dir.path().join("disk"), bytes).unwrap();
-        let child = Command::new(PROGRAM)
-            .current_dir(&dir)
+        let daemon = Self { child: Self::spawn(&dir, queues), dir, queues };
+        eventually("the daemon's socket", || daemon.socket().exists());
+        Some(daemon)
+    }
+
+    fn spawn(dir: &TempDir, queues: u16) -> Child {
+        Command::new(PROGRAM)
+            .current_dir(dir)
             .args(["--blockdev", "driver=file,filename=disk,node-name=disk,discard=unmap"])
             .arg("--export")
             .arg(format!(
                 "type=vhost-user-blk,id=e,node-name=disk,addr.type=unix,addr.path=socket,writable=on,num-queues={queues}"
             ))
             .spawn()
-            .unwrap();
-        let daemon = Self { child, dir };
-        eventually("the daemon's socket", || daemon.socket().exists());
-        Some(daemon)
+            .unwrap()
+    }
+
+    /// Kills it, and starts another one on its disk and socket.
+    fn kill_and_start(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.child = Self::spawn(&self.dir, self.queues);
     }
 
     fn socket(&self) -> std::path::PathBuf {
@@ -191,6 +202,68 @@ fn a_daemon_that_is_killed_is_noticed() {
     assert_eq!(transport.wait_used(0, PATIENCE), Err(Lost::Closed { request: None }));
     assert!(transport.get_status().contains(DeviceStatus::DEVICE_NEEDS_RESET));
     drop((transport, queues));
+}
+
+/// A connection that outlives the daemon.
+fn connect_for_good(daemon: &Daemon) -> VhostUserTransport {
+    let options =
+        ConnectOptions { timeout: PATIENCE, reconnect: Some(PATIENCE), ..ConnectOptions::default() };
+    let mut transport = None;
+    eventually("a connection", || {
+        transport = VhostUserTransport::connect(&daemon.socket(), &options).ok();
+        transport.is_some()
+    });
+    transport.unwrap()
+}
+
+/// It does not track its requests (no INFLIGHT_SHMFD up to version 11): it may die between them.
+#[test]
+fn a_daemon_that_is_killed_and_started_again_is_not_missed() {
+    let Some(mut daemon) = Daemon::start(2) else { return };
+    let mut transport = connect_for_good(&daemon);
+    let mut queues = attach(&mut transport, 2, true);
+    for round in 0..20_usize {
+        let sectors: Vec<usize> = (0..10).map(|n| (round * 37 + n * 100) % SECTORS).collect();
+        for (index, queue) in (0..2).zip(&mut queues) {
+            let mut reads: Vec<_> = sectors.iter().map(|sector| submit(queue, *sector, 512)).collect();
+            transport.notify(index);
+            for _ in 0..reads.len() {
+                while !queue.can_pop() {
+                    assert!(transport.wait_used(index, PATIENCE).unwrap());
+                }
+                let token = queue.peek_used().unwrap();
+                let (read, sector) =
+                    reads.iter_mut().zip(&sectors).find(|(read, _)| read.token == token).unwrap();
+                finish(queue, read);
+                assert_eq!((read.status, &*read.data), ([0], pattern(*sector, 0).as_slice()));
+            }
+        }
+        daemon.kill_and_start();
+        // Before anything is submitted: what a dead daemon did not take looks like what it took.
+        assert!(!transport.get_status().contains(DeviceStatus::DEVICE_NEEDS_RESET));
+    }
+    assert_eq!(transport.monitor().lost(), None);
+    drop((transport, queues));
+}
+
+#[test]
+fn a_daemon_that_is_killed_over_requests_takes_them_with_it() {
+    let Some(mut daemon) = Daemon::start(1) else { return };
+    let mut transport = connect_for_good(&daemon);
+    let mut queues = attach(&mut transport, 1, false);
+    daemon.signal(Signal::STOP);
+    let reads: Vec<_> = (0..3).map(|n| submit(&mut queues[0], n, 512)).collect();
+    transport.notify(0);
+    daemon.kill_and_start();
+    let wait = |transport: &mut VhostUserTransport| loop {
+        // It called once when the queue was started.
+        match transport.wait_used(0, PATIENCE) {
+            Ok(called) => assert!(called),
+            Err(lost) => return lost,
+        }
+    };
+    assert_eq!(wait(&mut transport), Lost::Untracked { requests: 3 });
+    drop((transport, queues, reads));
 }
 
 #[test]

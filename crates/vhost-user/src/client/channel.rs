@@ -70,7 +70,28 @@ impl Channel {
 
     /// Waits for the reply to message `id`, whose payload may have at most `size_max` bytes.
     pub(super) fn reply(&self, id: u32, size_max: usize, deadline: Deadline) -> Result<Vec<u8>, Lost> {
-        // Descriptors that come are closed when this is dropped.
+        let (payload, fds) = self.reply_with_fds(id, size_max, deadline)?;
+        // Descriptors that came are closed here.
+        if fds.is_empty() { Ok(payload) } else { Err(Lost::FileDescriptors { request: name(id) }) }
+    }
+
+    /// Sends a message and waits for its reply, with which file descriptors may come.
+    pub(super) fn exchange(
+        &self,
+        message: Message<'_>,
+        size_max: usize,
+        deadline: Deadline,
+    ) -> Result<(Vec<u8>, Vec<OwnedFd>), Lost> {
+        self.send(message, deadline)?;
+        self.reply_with_fds(message.id, size_max, deadline)
+    }
+
+    fn reply_with_fds(
+        &self,
+        id: u32,
+        size_max: usize,
+        deadline: Deadline,
+    ) -> Result<(Vec<u8>, Vec<OwnedFd>), Lost> {
         let mut fds = Vec::new();
         let request = name(id);
         let mut header = [0; size_of::<Header>()];
@@ -89,10 +110,7 @@ impl Channel {
         };
         let mut payload = vec![0; size];
         self.fill(&mut payload, &mut fds, id, deadline)?;
-        if !fds.is_empty() {
-            return Err(Lost::FileDescriptors { request });
-        }
-        Ok(payload)
+        Ok((payload, fds))
     }
 
     /// Waits for the reply to message `id`, which is a `T`.

@@ -34,20 +34,26 @@ pub(super) struct Link {
     /// The back-end has feature bit 30: rings begin disabled, and there are protocol features.
     has_protocol_features: bool,
     protocol: ProtocolFeatures,
+    /// The back-end has the region for its requests in flight.
+    pub(super) has_inflight: bool,
 }
 
 impl Link {
-    /// Begins a connection on a connected socket. Each exchange takes at most `timeout`.
-    pub(super) fn begin(socket: OwnedFd, timeout: Duration) -> Result<Self, Lost> {
+    /// Begins a connection on a connected socket. Each exchange takes at most `timeout`. With `tracked`, the back-end
+    /// will be asked to track its requests, if it can.
+    pub(super) fn begin(socket: OwnedFd, timeout: Duration, tracked: bool) -> Result<Self, Lost> {
         let mut link = Self {
             channel: Channel::new(socket, timeout),
             has_protocol_features: false,
             protocol: ProtocolFeatures::empty(),
+            has_inflight: false,
         };
         link.has_protocol_features = link.ask_u64(id::GET_FEATURES)? & FEATURE_PROTOCOL_FEATURES != 0;
         if link.has_protocol_features {
             let offered = link.ask_u64(id::GET_PROTOCOL_FEATURES)?;
-            let protocol = ProtocolFeatures::from_bits_truncate(offered) & PROTOCOL_FEATURES;
+            let mut wanted = PROTOCOL_FEATURES;
+            wanted.set(ProtocolFeatures::INFLIGHT_SHMFD, tracked);
+            let protocol = ProtocolFeatures::from_bits_truncate(offered) & wanted;
             link.order(id::SET_PROTOCOL_FEATURES, protocol.bits().as_bytes(), None)?;
             link.protocol = protocol;
         }
@@ -58,6 +64,16 @@ impl Link {
     /// Whether a protocol feature has been agreed upon.
     pub(super) fn has(&self, feature: ProtocolFeatures) -> bool {
         self.protocol.contains(feature)
+    }
+
+    /// What has been agreed upon.
+    pub(super) fn protocol(&self) -> ProtocolFeatures {
+        self.protocol
+    }
+
+    /// What the messages go over.
+    pub(super) fn channel(&self) -> &Channel {
+        &self.channel
     }
 
     /// When an exchange that begins now must be over.
@@ -142,8 +158,8 @@ impl Link {
         self.order(id::RESET_DEVICE, &[], None)
     }
 
-    /// Says where a queue is. It does not run yet.
-    pub(super) fn place_queue(&self, index: u16, arena: &Arena, place: Place) -> Result<(), Lost> {
+    /// Says where a queue is, and which entry of its available ring is the next. It does not run yet.
+    pub(super) fn place_queue(&self, index: u16, arena: &Arena, place: Place, base: u16) -> Result<(), Lost> {
         let user = |guest_addr| {
             let reason = "its ring is not in the arena: its driver must use ArenaHal";
             arena.user_addr(guest_addr).ok_or(Lost::QueueUnusable { queue: index, reason })
@@ -157,7 +173,7 @@ impl Link {
             log: 0,
         };
         self.tell_queue(id::SET_VRING_NUM, index, vring_state(index, place.size).as_bytes(), None)?;
-        self.tell_queue(id::SET_VRING_BASE, index, vring_state(index, 0).as_bytes(), None)?;
+        self.tell_queue(id::SET_VRING_BASE, index, vring_state(index, base.into()).as_bytes(), None)?;
         self.tell_queue(id::SET_VRING_ADDR, index, addr.as_bytes(), None)
     }
 
@@ -248,7 +264,7 @@ impl Link {
     }
 
     /// Sends what must be done.
-    fn order(&self, id: u32, payload: &[u8], fd: Option<BorrowedFd<'_>>) -> Result<(), Lost> {
+    pub(super) fn order(&self, id: u32, payload: &[u8], fd: Option<BorrowedFd<'_>>) -> Result<(), Lost> {
         match self.tell(id, payload, fd)? {
             0 => Ok(()),
             code => Err(Lost::Refused { request: name(id), queue: None, code }),

@@ -146,6 +146,38 @@ pub enum Lost {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// The back-end closed the connection, or died, and no other came in its place while
+    /// [`ConnectOptions::reconnect`](super::ConnectOptions::reconnect) lasted.
+    #[error(
+        "the back-end closed the connection, and no other one came in its place within {waited:?}: {errno}"
+    )]
+    NotReplaced {
+        /// How long was waited.
+        waited: Duration,
+        /// What the system said to the last attempt to connect.
+        errno: Errno,
+    },
+    /// Another back-end could have come in the place of the one that is gone, but that one had requests which it
+    /// did not track: nobody knows which of them were done.
+    #[error(
+        "the back-end closed the connection with {requests} requests in flight, and does not track them (INFLIGHT_SHMFD)"
+    )]
+    Untracked {
+        /// How many.
+        requests: u32,
+    },
+    /// The back-end that came in the place of one that died cannot go on with what was agreed upon.
+    #[error(
+        "the back-end that came in the place of the one that died has other {what}: {expected:#x} was agreed upon, {found:#x} is offered"
+    )]
+    Replaced {
+        /// What is different.
+        what: &'static str,
+        /// What the old one and the driver had agreed upon.
+        expected: u64,
+        /// What the new one has.
+        found: u64,
+    },
     /// The system said no.
     #[error("cannot {action}: {errno}")]
     System {

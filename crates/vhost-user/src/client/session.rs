@@ -1,6 +1,7 @@
 //! One connection to a back-end, from the first message to the last: what is sent when.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
@@ -12,9 +13,11 @@ use super::arena::Arena;
 use super::back::BackChannel;
 use super::channel::Deadline;
 use super::config::{Config, longest};
+use super::inflight::Inflight;
 use super::link::Link;
 use super::queue::{Events, Place, Queue, take_event};
-use super::{Lost, Monitor};
+use super::recover::Reconnect;
+use super::{ConnectOptions, Lost, Monitor};
 use crate::message::ProtocolFeatures;
 
 /// How often a stopped queue is looked at until what was in flight is done.
@@ -29,16 +32,23 @@ const AVAIL_NO_INTERRUPT: u16 = 1;
 /// A connection.
 #[derive(Debug)]
 pub(super) struct Session {
-    link: Link,
+    pub(super) link: Link,
+    /// How long an exchange may take.
+    pub(super) timeout: Duration,
+    /// None: a back-end that dies is not waited for.
+    pub(super) reconnect: Option<Reconnect>,
     monitor: Monitor,
-    arena: &'static Arena,
-    back: Option<BackChannel>,
-    config: Config,
-    queues: Vec<Queue>,
-    driver_features: u64,
+    pub(super) arena: &'static Arena,
+    pub(super) back: Option<BackChannel>,
+    pub(super) config: Config,
+    pub(super) queues: Vec<Queue>,
+    queue_size_max: u16,
+    /// As long as queues run, if the back-end tracks its requests and another one may come in its place.
+    pub(super) inflight: Option<Inflight>,
+    pub(super) driver_features: u64,
     /// What the driver has set, without what the device did not take.
-    status: DeviceStatus,
-    interrupt: Interrupt,
+    pub(super) status: DeviceStatus,
+    pub(super) interrupt: Interrupt,
 }
 
 /// What has happened and was not asked for yet.
@@ -63,21 +73,27 @@ impl Session {
     /// Begins a connection on a connected socket, up to where a driver can begin.
     pub(super) fn begin(
         socket: OwnedFd,
-        timeout: Duration,
+        path: &Path,
+        options: &ConnectOptions,
         monitor: Monitor,
         arena: &'static Arena,
     ) -> Result<Self, Lost> {
-        let link = Link::begin(socket, timeout)?;
+        let &ConnectOptions { timeout, queue_size_max, reconnect } = options;
+        let link = Link::begin(socket, timeout, reconnect.is_some())?;
         let mut queues = Vec::new();
         queues.resize_with(link.ask_queue_count()?.into(), Queue::default);
         let back = link.open_back_channel()?;
         Ok(Self {
             link,
+            timeout,
+            reconnect: reconnect.map(|patience| Reconnect::new(path.to_owned(), patience)),
             monitor,
             arena,
             back,
             config: Config::new(),
             queues,
+            queue_size_max,
+            inflight: None,
             driver_features: 0,
             status: DeviceStatus::empty(),
             interrupt: Interrupt::default(),
@@ -104,12 +120,28 @@ impl Session {
         self.driver_features = features;
     }
 
+    /// A back-end that dies from now on is not waited for.
+    pub(super) fn forgo_reconnect(&mut self) {
+        self.reconnect = None;
+    }
+
     /// Does `step` unless the connection is lost already. If it gets lost now, all ends here.
-    fn attempt<T>(&mut self, step: impl FnOnce(&mut Self) -> Result<T, Lost>) -> Result<T, Lost> {
-        if let Some(lost) = self.monitor.lost() {
-            return Err(lost);
+    fn attempt<T>(&mut self, step: impl FnMut(&mut Self) -> Result<T, Lost>) -> Result<T, Lost> {
+        match self.monitor.lost() {
+            Some(lost) => Err(lost),
+            None => self.insist(step),
         }
-        step(self).inspect_err(|lost| self.lose(lost))
+    }
+
+    /// Does `step`; once more, from its beginning, with each new back-end that comes in the place of one that dies over it.
+    fn insist<T>(&mut self, mut step: impl FnMut(&mut Self) -> Result<T, Lost>) -> Result<T, Lost> {
+        loop {
+            let lost = match step(self) {
+                Ok(done) => return Ok(done),
+                Err(lost) => lost,
+            };
+            self.recover(lost).inspect_err(|lost| self.lose(lost))?;
+        }
     }
 
     fn lose(&mut self, lost: &Lost) {
@@ -219,7 +251,7 @@ impl Session {
             };
             queue.place = Some(place);
             if session.status.contains(DeviceStatus::DRIVER_OK | DeviceStatus::FEATURES_OK) {
-                session.start_queue(index, place)?;
+                session.start_queue(index, place, 0)?;
                 session.link.settle()?;
             }
             Ok(())
@@ -231,7 +263,7 @@ impl Session {
         // A queue that the back-end has given up is stopped all the same: its memory is free afterwards.
         let stopped = match self.monitor.lost() {
             Some(lost) if !lost.is_repairable() => Err(lost),
-            _ => self.stop_queues(std::iter::once(index)).inspect_err(|lost| self.lose(lost)),
+            _ => self.insist(|session| session.stop_queues(std::iter::once(index))),
         };
         if let Some(queue) = self.queue_mut(index) {
             *queue = Queue::default();
@@ -252,16 +284,35 @@ impl Session {
             .filter(|(_, queue)| queue.running.is_none())
             .filter_map(|(index, queue)| Some((u16::try_from(index).ok()?, queue.place?)))
             .collect();
-        places.into_iter().try_for_each(|(index, place)| self.start_queue(index, place))
+        places.into_iter().try_for_each(|(index, place)| self.start_queue(index, place, 0))
     }
 
-    fn start_queue(&mut self, index: u16, place: Place) -> Result<(), Lost> {
-        self.link.place_queue(index, self.arena, place)?;
+    /// Starts a queue whose next entry of the available ring is `base`.
+    pub(super) fn start_queue(&mut self, index: u16, place: Place, base: u16) -> Result<(), Lost> {
+        self.provide_inflight(index, place)?;
+        self.link.place_queue(index, self.arena, place, base)?;
         let Some(queue) = self.queues.get_mut(usize::from(index)) else { return Ok(()) };
         queue.called = false;
         // From the kick on the back-end may use the memory.
         let events = queue.running.insert(Events::new()?);
         self.link.start_queue(index, events)
+    }
+
+    /// Sees to it that the back-end has a region to track its requests in, before its first queue starts.
+    fn provide_inflight(&mut self, index: u16, place: Place) -> Result<(), Lost> {
+        if self.reconnect.is_none() {
+            return Ok(());
+        }
+        if self.inflight.is_none() && !self.is_running() {
+            let queues = u16::try_from(self.queues.len()).unwrap_or(u16::MAX);
+            self.inflight = self.link.ask_inflight(queues, self.queue_size_max)?;
+        }
+        let Self { inflight: Some(inflight), link, .. } = self else { return Ok(()) };
+        if place.size > inflight.queue_size().into() {
+            let reason = "it is longer than the longest that was said to be possible";
+            return Err(Lost::QueueUnusable { queue: index, reason });
+        }
+        link.tell_inflight(inflight)
     }
 
     /// Stops those of `queues` that run, in an orderly way: the back-end is done with their memory afterwards.
@@ -282,6 +333,10 @@ impl Session {
             stopped.push((index, place, taken));
         }
         stopped.into_iter().for_each(|(index, place, taken)| self.drain(index, place, taken, deadline));
+        if !self.is_running() {
+            // What is in it belongs to rings that are no more.
+            self.inflight = None;
+        }
         Ok(())
     }
 
@@ -326,22 +381,25 @@ impl Session {
 impl Session {
     /// Waits until the device calls for a queue: true. Or until the time is over: false.
     pub(super) fn wait_used(&mut self, index: u16, timeout: Duration) -> Result<bool, Lost> {
-        if self.queue_mut(index).is_some_and(|queue| std::mem::take(&mut queue.called)) {
+        if self.take_call(index) {
             return Ok(true);
         }
         let deadline = Deadline::after(timeout);
         self.attempt(|session| {
-            loop {
+            // A new back-end counts as a call.
+            while !session.take_call(index) {
                 let ready = session.look(Some(index), deadline)?;
-                if session.queue_mut(index).is_some_and(|queue| std::mem::take(&mut queue.called)) {
-                    return Ok(true);
-                }
                 // A back-end that never stops talking does not hold anybody.
                 if !ready || deadline.is_over() {
-                    return Ok(false);
+                    return Ok(session.take_call(index));
                 }
             }
+            Ok(true)
         })
+    }
+
+    fn take_call(&mut self, index: u16) -> bool {
+        self.queue_mut(index).is_some_and(|queue| std::mem::take(&mut queue.called))
     }
 
     /// What has happened since this was asked last.
@@ -453,7 +511,7 @@ impl Session {
         }
     }
 
-    fn read_config(&mut self) -> Result<(), Lost> {
+    pub(super) fn read_config(&mut self) -> Result<(), Lost> {
         if !self.link.has(ProtocolFeatures::CONFIG) {
             return Ok(());
         }

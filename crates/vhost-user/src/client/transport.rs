@@ -1,27 +1,18 @@
 //! The transport, as drivers see it.
 
-use std::io;
-use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::Duration;
 
-use rustix::io::Errno;
-use rustix::net::{SocketAddrUnix, connect};
 use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};
 use virtio_drivers::{Error, PhysAddr};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::arena::arena;
-use super::channel::Deadline;
+use super::dial::connect_socket;
 use super::queue::Place;
 use super::session::{ConfigFault, Session};
 use super::{ConnectError, Lost, Monitor};
-use crate::server::stream_socket;
-
-/// How often a socket with a full backlog is tried again.
-const CONNECT_PAUSE: Duration = Duration::from_millis(10);
 
 /// How to connect.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +23,9 @@ pub struct ConnectOptions {
     /// How many entries a queue may have: the protocol has no way to ask. 1024 by default, which is what
     /// QEMU's back-ends take.
     pub queue_size_max: u16,
+    /// How long to wait for another back-end at the same path when this one has closed the connection; None: the
+    /// connection is lost then. None by default. See [the module](super) for what is asked of a back-end.
+    pub reconnect: Option<Duration>,
 }
 
 /// A device behind a vhost-user socket.
@@ -56,7 +50,7 @@ pub struct VhostUserTransport {
 
 impl Default for ConnectOptions {
     fn default() -> Self {
-        Self { timeout: Duration::from_secs(5), queue_size_max: 1024 }
+        Self { timeout: Duration::from_secs(5), queue_size_max: 1024, reconnect: None }
     }
 }
 
@@ -70,7 +64,7 @@ impl VhostUserTransport {
         let arena = arena()?;
         let socket = connect_socket(path, options.timeout)?;
         let monitor = Monitor::default();
-        let session = Session::begin(socket, options.timeout, monitor.clone(), arena)
+        let session = Session::begin(socket, path, options, monitor.clone(), arena)
             .map_err(|lost| ConnectError::Lost { path: path.to_owned(), lost })?;
         let queue_count = u16::try_from(session.queue_count()).unwrap_or(u16::MAX);
         if queue_count == 0 {
@@ -96,7 +90,8 @@ impl VhostUserTransport {
     /// Or until the time is over: false.
     ///
     /// A change of the configuration space does not end the wait;
-    /// [`ack_interrupt`](Transport::ack_interrupt) tells of it afterwards.
+    /// [`ack_interrupt`](Transport::ack_interrupt) tells of it afterwards. If the back-end has died, another one is waited
+    /// for ([`ConnectOptions::reconnect`]), even if that takes longer than `timeout`; it counts as a call.
     ///
     /// # Errors
     ///
@@ -199,6 +194,8 @@ impl Transport for VhostUserTransport {
 impl Drop for VhostUserTransport {
     fn drop(&mut self) {
         let session = self.session();
+        // Nobody waits for what is in flight.
+        session.forgo_reconnect();
         if session.is_running() {
             let _ = session.set_status(DeviceStatus::empty());
         }
@@ -212,23 +209,6 @@ impl From<ConfigFault> for Error {
             ConfigFault::TooSmall => Self::ConfigSpaceTooSmall,
             ConfigFault::Refused => Self::Unsupported,
             ConfigFault::Lost => Self::IoError,
-        }
-    }
-}
-
-fn connect_socket(path: &Path, timeout: Duration) -> Result<OwnedFd, ConnectError> {
-    let failed = |action, source| ConnectError::Socket { path: path.to_owned(), action, source };
-    let address =
-        SocketAddrUnix::new(path).map_err(|errno| failed("use this path for a socket", errno.into()))?;
-    let socket = stream_socket().map_err(|source| failed("make a socket", source))?;
-    let deadline = Deadline::after(timeout);
-    loop {
-        match connect(&socket, &address) {
-            Ok(()) => return Ok(socket),
-            Err(Errno::INTR) => {}
-            // Its backlog is full.
-            Err(Errno::AGAIN) if !deadline.is_over() => thread::sleep(CONNECT_PAUSE),
-            Err(errno) => return Err(failed("connect", io::Error::from(errno))),
         }
     }
 }

@@ -16,8 +16,8 @@ use tempfile::TempDir;
 
 use super::peer::{
     GET_CONFIG, GET_FEATURES, GET_PROTOCOL_FEATURES, GET_QUEUE_NUM, GET_STATUS, GET_VRING_BASE, NEED_REPLY,
-    PROTOCOL_FEATURES, REPLY, SET_BACKEND_REQ_FD, SET_MEM_TABLE, SET_STATUS, SET_VRING_CALL, SET_VRING_ERR,
-    SET_VRING_KICK, VERSION, message, words,
+    PROTOCOL_FEATURES, REPLY, SET_BACKEND_REQ_FD, SET_INFLIGHT_FD, SET_MEM_TABLE, SET_STATUS, SET_VRING_CALL,
+    SET_VRING_ERR, SET_VRING_KICK, VERSION, message, words,
 };
 use super::toy::VERSION_1;
 
@@ -62,11 +62,12 @@ pub struct Kept {
     pub kick: Vec<Option<OwnedFd>>,
     pub call: Vec<Option<OwnedFd>>,
     pub err: Vec<Option<OwnedFd>>,
+    pub inflight: Option<OwnedFd>,
 }
 
 /// A back-end for one connection, in a thread of its own.
 pub struct Scripted {
-    dir: TempDir,
+    dir: Arc<TempDir>,
     pub kept: Arc<Mutex<Kept>>,
     stream: Arc<Mutex<Option<UnixStream>>>,
     thread: Option<JoinHandle<()>>,
@@ -84,8 +85,29 @@ impl Default for Script {
 }
 
 impl Scripted {
-    pub fn start(script: Script, mut answer: impl FnMut(&Received) -> Answer + Send + 'static) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+    pub fn start(script: Script, answer: impl FnMut(&Received) -> Answer + Send + 'static) -> Self {
+        Self::start_in(Arc::new(tempfile::tempdir().unwrap()), script, answer)
+    }
+
+    /// Closes the connection; then another one comes in its place.
+    pub fn replace(self, script: Script, answer: impl FnMut(&Received) -> Answer + Send + 'static) -> Self {
+        let dir = self.remove();
+        Self::start_in(dir, script, answer)
+    }
+
+    /// Closes the connection, and leaves an empty place.
+    pub fn remove(self) -> Arc<TempDir> {
+        let dir = Arc::clone(&self.dir);
+        std::fs::remove_file(self.path()).unwrap();
+        drop(self);
+        dir
+    }
+
+    pub fn start_in(
+        dir: Arc<TempDir>,
+        script: Script,
+        mut answer: impl FnMut(&Received) -> Answer + Send + 'static,
+    ) -> Self {
         let listener = UnixListener::bind(dir.path().join("socket")).unwrap();
         let kept = Arc::new(Mutex::new(Kept::default()));
         let stream = Arc::new(Mutex::new(None));
@@ -121,6 +143,11 @@ impl Scripted {
 
     pub fn path(&self) -> PathBuf {
         self.dir.path().join("socket")
+    }
+
+    /// True if there is no connection any more, after there was one.
+    pub fn is_over(&self) -> bool {
+        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
     /// Closes the connection.
@@ -239,6 +266,10 @@ fn keep(kept: &mut Kept, received: &Received, mut fds: Vec<OwnedFd>) {
         }
         SET_BACKEND_REQ_FD => {
             kept.back = fd;
+            return;
+        }
+        SET_INFLIGHT_FD => {
+            kept.inflight = fd;
             return;
         }
         SET_VRING_KICK => &mut kept.kick,

@@ -30,6 +30,7 @@ pub const SET_BACKEND_REQ_FD: u32 = 21;
 pub const GET_CONFIG: u32 = 24;
 pub const SET_CONFIG: u32 = 25;
 pub const GET_INFLIGHT_FD: u32 = 31;
+pub const SET_INFLIGHT_FD: u32 = 32;
 pub const RESET_DEVICE: u32 = 34;
 pub const GET_MAX_MEM_SLOTS: u32 = 36;
 pub const ADD_MEM_REG: u32 = 37;
@@ -46,6 +47,7 @@ pub const PROTOCOL_FEATURES: u64 = 1 << 30;
 /// MQ, REPLY_ACK, BACKEND_REQ, CONFIG, RESET_DEVICE, CONFIGURE_MEM_SLOTS, STATUS.
 pub const ALL_OFFERED: u64 = 1 << 0 | 1 << 3 | 1 << 5 | 1 << 9 | 1 << 13 | 1 << 15 | 1 << 16;
 pub const REPLY_ACK: u64 = 1 << 3;
+pub const INFLIGHT_SHMFD: u64 = 1 << 12;
 pub const STATUS: u64 = 1 << 16;
 
 pub struct Peer {
