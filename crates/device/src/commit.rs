@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use parking_lot::{Condvar, Mutex};
-use virtio_zbd_store::{Commit, Store};
-use virtio_zbd_zones::Ticket;
+use virtio_zbd_store::{Commit, Store, StoreError};
+use virtio_zbd_zones::{ResetEnd, Ticket};
 
 use crate::mailbox::{Mailboxes, Message};
 
@@ -22,6 +22,8 @@ pub(crate) enum CommitKind {
     Finish(u32),
     /// Zones that were reset.
     Reset(Vec<u32>),
+    /// Zones that were taken out of use.
+    Retire(Vec<u32>),
 }
 
 /// How a commit ended for one request.
@@ -31,8 +33,8 @@ pub(crate) enum CommitEnd {
     Durable,
     /// It is not, and nothing may be claimed.
     Failed,
-    /// The reset is durable, but these zones' old data could not be taken away.
-    Lost(Vec<u32>),
+    /// The resets are durable, but the old data of these zones could not be taken away: how each of them ends.
+    Unswept(Vec<(u32, ResetEnd)>),
 }
 
 /// The committer's thread and its queue.
@@ -100,32 +102,60 @@ fn commit_next(shared: &Shared, store: &dyn Store, mailboxes: &Mailboxes) -> boo
     if requests.is_empty() {
         return false;
     }
+    commit_batch(requests, store, mailboxes);
+    true
+}
+
+/// Commits all of them at once; if that fails, one after the other, so that what is wrong with one is nobody else's failure.
+fn commit_batch(requests: Vec<(CommitKind, Ticket)>, store: &dyn Store, mailboxes: &Mailboxes) {
     let (mut flush, mut finished, mut reset) = (false, Vec::new(), Vec::new());
     for (kind, _) in &requests {
         match kind {
             CommitKind::Flush => flush = true,
             CommitKind::Finish(zone) => finished.push(*zone),
             CommitKind::Reset(zones) => reset.extend_from_slice(zones),
+            CommitKind::Retire(zones) => finished.extend_from_slice(zones),
         }
     }
     let outcome = store.commit(&Commit { flush, finished: &finished, reset: &reset });
     if let Err(error) = &outcome.durable {
         log::error!("not durable (flush: {flush}, finished: {finished:?}, reset: {reset:?}): {error}");
-    }
-    for (zone, error) in &outcome.hole_failures {
-        log::error!("zone {zone}: its old data could not be taken away, the zone goes offline: {error}");
-    }
-    for (kind, ticket) in requests {
-        let end = match (&outcome.durable, kind) {
-            (Err(_), _) => CommitEnd::Failed,
-            (Ok(()), CommitKind::Reset(zones)) => {
-                let failed = |zone: &u32| outcome.hole_failures.iter().any(|(failed, _)| failed == zone);
-                let lost: Vec<u32> = zones.into_iter().filter(failed).collect();
-                if lost.is_empty() { CommitEnd::Durable } else { CommitEnd::Lost(lost) }
+        let (flushes, others): (Vec<_>, Vec<_>) =
+            requests.into_iter().partition(|(kind, _)| *kind == CommitKind::Flush);
+        let parts = others.into_iter().map(|other| vec![other]).chain([flushes]);
+        let parts: Vec<_> = parts.filter(|part| !part.is_empty()).collect();
+        match <[Vec<_>; 1]>::try_from(parts) {
+            Ok([part]) => {
+                for (_, ticket) in part {
+                    mailboxes.post(ticket, |slot| Message::Committed(slot, CommitEnd::Failed));
+                }
             }
-            (Ok(()), _) => CommitEnd::Durable,
+            Err(parts) => parts.into_iter().for_each(|part| commit_batch(part, store, mailboxes)),
+        }
+        return;
+    }
+    let unswept: Vec<(u32, ResetEnd)> = outcome.hole_failures.iter().map(end_of).collect();
+    for (kind, ticket) in requests {
+        let end = match kind {
+            CommitKind::Reset(zones) => {
+                let mut unswept = unswept.clone();
+                unswept.retain(|(zone, _)| zones.contains(zone));
+                if unswept.is_empty() { CommitEnd::Durable } else { CommitEnd::Unswept(unswept) }
+            }
+            _ => CommitEnd::Durable,
         };
         mailboxes.post(ticket, |slot| Message::Committed(slot, end));
     }
-    true
+}
+
+/// What becomes of a reset zone whose old data is still there.
+fn end_of((zone, error): &(u32, StoreError)) -> (u32, ResetEnd) {
+    if error.medium_is_bad() {
+        log::error!("zone {zone}: its old data can't be taken away, the zone goes offline: {error}");
+        return (*zone, ResetEnd::Lost);
+    }
+    log::error!(
+        "zone {zone}: its old data could not be taken away; it must be reset again to be written: {error}"
+    );
+    (*zone, ResetEnd::Unswept)
 }

@@ -34,13 +34,16 @@ pub struct DiskConfig {
 /// [`Disk::close`] flushes and closes the store.
 pub struct Disk {
     pub(crate) store: Arc<dyn Store>,
-    pub(crate) zones: Option<ZoneTable<RawMutex, Publish>>,
+    pub(crate) zones: Option<Zones>,
     pub(crate) offer: Offer,
     pub(crate) serial: [u8; ID_LEN_BYTES],
     pub(crate) mailboxes: Arc<Mailboxes>,
     pub(crate) committer: Committer,
     pub(crate) engine: EngineChoice,
 }
+
+/// The zones of a disk.
+pub(crate) type Zones = ZoneTable<RawMutex, Publish>;
 
 /// Tells the store of each zone's new state.
 pub(crate) struct Publish(Arc<dyn Store>);

@@ -7,12 +7,15 @@ use std::io;
 use std::sync::Arc;
 
 use virtio_zbd_spec::{ID_LEN_BYTES, ReportHeader, Status, ZoneDescriptor, ZoneState as WireState, ZoneType};
-use virtio_zbd_store::Zeroing;
-use virtio_zbd_zones::{Begun, Grant, Refusal, ResetEnd, SECTOR_LEN_BYTES, ZoneKind, ZoneReport, ZoneTable};
+use virtio_zbd_store::{IoBuffer, Zeroing, medium_is_bad};
+use virtio_zbd_zones::{
+    Begun, Grant, Refusal, ResetEnd, Retirement, SECTOR_LEN_BYTES, ZoneKind, ZoneReport, ZoneTable,
+};
 use zerocopy::IntoBytes;
 
 use crate::commit::{CommitEnd, CommitKind};
-use crate::flight::{Answer, ResetAll, Step};
+use crate::disk::Zones;
+use crate::flight::{Answer, Probe, ResetAll, Step};
 use crate::request::{Request, SectorRange};
 use crate::spans::{Spans, len_of};
 use crate::worker::Worker;
@@ -86,7 +89,7 @@ impl Worker {
         if stored_bytes == 0 {
             return self.answer(slot, Answer::FILLED);
         }
-        self.set_step(slot, Step::Reading);
+        self.set_step(slot, Step::Reading { sector });
         self.lane.read(slot.into(), buffer, stored_bytes, byte_offset(sector));
     }
 
@@ -149,18 +152,23 @@ impl Worker {
     /// The lane has done something for this request.
     pub(crate) fn io_done(&mut self, slot: u32, result: io::Result<()>) {
         let ok = result.is_ok();
+        let bad = result.as_ref().is_err_and(medium_is_bad);
         let step = self.set_step(slot, Step::Starting);
         if let Err(error) = &result {
             log::error!("queue {}: I/O on the store failed in {step:?}: {error}", self.place.index);
         }
         match step {
-            Some(Step::Reading) if ok => self.answer(slot, Answer::FILLED),
-            Some(Step::Reading) => self.answer(slot, Answer::status(Status::IoErr)),
+            Some(Step::Reading { .. }) if ok => self.answer(slot, Answer::FILLED),
+            Some(Step::Reading { sector }) if bad => self.probe_zone_of(slot, sector),
+            // It is that place, or it will pass.
+            Some(Step::Reading { .. }) => self.answer(slot, Answer::status(Status::IoErr)),
+            Some(Step::Probing(probe)) if bad => self.probe(slot, probe),
+            Some(Step::Probing(_)) => self.answer(slot, Answer::status(Status::IoErr)),
             // What is left of it goes first: once the zone knows, the place may lie below its write pointer, or be reset and
             // written anew.
             Some(Step::Writing { grant: Some(grant), sectors, .. }) if !ok && self.is_sequential(&grant) => {
                 let (at, len) = (byte_offset(grant.sector()), byte_offset(sectors.into()));
-                self.set_step(slot, Step::Clearing(grant));
+                self.set_step(slot, Step::Clearing { grant, medium_is_bad: bad });
                 self.lane.zero(slot.into(), at, len, Zeroing::Deallocate);
             }
             Some(Step::Writing { grant, append, .. }) => {
@@ -169,9 +177,15 @@ impl Worker {
                 let status = if ok { Status::Ok } else { Status::IoErr };
                 self.stable_then_answer(slot, Answer { append_sector: sector, ..Answer::status(status) });
             }
-            Some(Step::Clearing(grant)) => {
+            Some(Step::Clearing { grant, medium_is_bad }) => {
+                let zone = grant.zone();
+                // First the zone, so that nobody comes to write between the two.
+                let retired = (medium_is_bad || bad) && self.retire(zone, Retirement::ReadOnly);
                 self.settle(Some(grant), false);
-                self.answer(slot, Answer::status(Status::IoErr));
+                match retired {
+                    true => self.retired(slot, vec![zone]),
+                    false => self.answer(slot, Answer::status(Status::IoErr)),
+                }
             }
             Some(Step::Zeroing { left, status }) => {
                 let status = if ok { status } else { Status::IoErr };
@@ -195,9 +209,55 @@ impl Worker {
 
     fn is_sequential(&self, grant: &Grant) -> bool {
         let zones = self.place.disk.zones.as_ref().map(ZoneTable::geometry);
-        zones.is_some_and(|zones| {
-            zones.zone_of(grant.sector()).is_some_and(|zone| !zones.is_conventional(zone))
-        })
+        zones.is_some_and(|zones| !zones.is_conventional(grant.zone()))
+    }
+
+    /// A read at `sector` has failed because of the medium. Is it only that place? The beginning, the middle and the end of what the
+    /// zone holds are tried.
+    fn probe_zone_of(&mut self, slot: u32, sector: u64) {
+        let zones = self.place.disk.zones.as_ref();
+        let Some(probe) = zones.and_then(|zones| Probe::of(zones, sector)) else {
+            return self.answer(slot, Answer::status(Status::IoErr));
+        };
+        self.probe(slot, probe);
+    }
+
+    /// Tries the next block; with none left the zone can't be read.
+    fn probe(&mut self, slot: u32, mut probe: Probe) {
+        let Some(sector) = probe.left.pop() else {
+            // Unless it was reset meanwhile: then what could not be read is nobody's business any more.
+            let zones = self.place.disk.zones.as_ref();
+            let holds_data = zones.is_some_and(|zones| {
+                let start = zones.geometry().zone_start(probe.zone);
+                zones.admit_read(start, 1).is_ok_and(|plan| plan.stored_sectors > 0)
+            });
+            return match holds_data && self.retire(probe.zone, Retirement::Offline) {
+                true => self.retired(slot, vec![probe.zone]),
+                false => self.answer(slot, Answer::status(Status::IoErr)),
+            };
+        };
+        self.set_step(slot, Step::Probing(probe));
+        let len_bytes = usize::try_from(self.place.disk.offer.block_len_bytes).unwrap_or(4096);
+        self.lane.read(slot.into(), IoBuffer::owned(vec![0; len_bytes]), len_bytes, byte_offset(sector));
+    }
+
+    /// Takes a zone out of use. Returns whether it was in use.
+    fn retire(&self, zone: u32, to: Retirement) -> bool {
+        let retired = self.place.disk.zones.as_ref().is_some_and(|zones| zones.retire(zone, to));
+        if retired {
+            let fate = match to {
+                Retirement::ReadOnly => "can't be written any more: it is read-only",
+                Retirement::Offline => "can't be read any more: it is offline",
+            };
+            log::error!("zone {zone} {fate} from now on");
+        }
+        retired
+    }
+
+    /// Makes it last that zones were taken out of use, and answers the request that has met it.
+    fn retired(&mut self, slot: u32, zones: Vec<u32>) {
+        let answer = Answer::status(Status::IoErr);
+        self.commit(slot, CommitKind::Retire(zones), Step::Flushing { answer });
     }
 
     /// Answers a change of the disk: at once with the write-back cache, after a flush without (D1).
@@ -277,19 +337,26 @@ impl Worker {
             other => return self.lost(slot, other),
         };
         let disk = Arc::clone(&self.place.disk);
+        let mut lost = Vec::new();
         if let Some(zones) = &disk.zones {
             for begun in begun {
+                let zone = begun.zone();
                 let end = match &end {
                     CommitEnd::Durable => ResetEnd::Done,
                     CommitEnd::Failed => ResetEnd::Undone,
-                    CommitEnd::Lost(lost) if lost.contains(&begun.zone()) => ResetEnd::Lost,
-                    CommitEnd::Lost(_) => ResetEnd::Done,
+                    CommitEnd::Unswept(zones) => {
+                        zones.iter().find(|(other, _)| *other == zone).map_or(ResetEnd::Done, |(_, end)| *end)
+                    }
                 };
                 let settled = zones.end(begun, end);
                 self.wake(settled.woken);
+                lost.extend((end == ResetEnd::Lost).then_some(zone));
             }
         }
-        self.answer(slot, Answer::status(status));
+        match lost.is_empty() {
+            true => self.answer(slot, Answer::status(status)),
+            false => self.retired(slot, lost),
+        }
     }
 
     /// ZONE_REPORT: as many zones as the buffer holds, from the one that `sector` lies in (R7). The rest of the buffer is
@@ -332,6 +399,22 @@ impl Worker {
     }
 }
 
+impl Probe {
+    /// The last, the middle and the first written block of the sequential zone that `sector` lies in, to be taken from the back.
+    /// `None`: a conventional zone, which has no way to be offline.
+    fn of(zones: &Zones, sector: u64) -> Option<Self> {
+        let geometry = zones.geometry();
+        let zone = geometry.zone_of(sector).filter(|zone| !geometry.is_conventional(*zone))?;
+        let start = geometry.zone_start(zone);
+        let plan = zones.admit_read(start, geometry.zone_len_sectors(zone).into()).ok()?;
+        let block = u64::from(geometry.granularity_sectors());
+        let last = (plan.stored_sectors / block).checked_sub(1)?;
+        let mut left = [last, last / 2, 0].map(|number| start + number * block).to_vec();
+        left.dedup();
+        Some(Self { zone, left })
+    }
+}
+
 impl Request {
     /// Whether a read-only disk must refuse it (5.2.6.2, G5).
     fn changes_the_disk(&self) -> bool {
@@ -359,7 +442,7 @@ fn status_of(refusal: Refusal) -> Status {
         Refusal::ActiveResource => Status::ZoneActiveResource,
         Refusal::Unsupported => Status::Unsupp,
         // Busy never comes here: the request waits.
-        Refusal::OutOfRange | Refusal::Busy => Status::IoErr,
+        Refusal::OutOfRange | Refusal::Unswept | Refusal::Busy => Status::IoErr,
     }
 }
 

@@ -29,12 +29,15 @@ pub(crate) enum Step {
     Waiting(Request),
     /// A busy zone on the way through all zones.
     WaitingToResetAll(ResetAll),
-    /// The store's read.
-    Reading,
+    /// The store's read from this sector on.
+    Reading { sector: u64 },
+    /// A look at other places of a zone where a read has failed.
+    Probing(Probe),
     /// The store's write; of a zoned disk, the place it goes to. An append returns its sector.
     Writing { grant: Option<Grant>, sectors: u32, append: bool },
-    /// Zeros over what a failed write has left in its sequential zone, before the zone is told.
-    Clearing(Grant),
+    /// Zeros over what a failed write has left in its sequential zone, before the zone is told; and whether the zone is to be
+    /// written no more then.
+    Clearing { grant: Grant, medium_is_bad: bool },
     /// Zeros for this many ranges more; the status is OK as long as none has failed.
     Zeroing { left: u32, status: Status },
     /// A flush, before this answer.
@@ -50,6 +53,14 @@ pub(crate) enum Step {
 pub(crate) struct ResetAll {
     pub(crate) next_zone: u32,
     pub(crate) begun: Vec<Begun>,
+}
+
+/// Whether a zone can be read at all: block after block is tried until one can.
+#[derive(Debug)]
+pub(crate) struct Probe {
+    pub(crate) zone: u32,
+    /// First sectors of the blocks that are still to be tried.
+    pub(crate) left: Vec<u64>,
 }
 
 /// What the driver is told.

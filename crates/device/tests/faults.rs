@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use common::{Backing, Call, FaultyMedium, How, Probe, Rig, SECTOR, SHAPE, Zone, blocks, sectors, start_of};
+use rustix::io::Errno;
 use virtio_zbd_spec::{Status, ZoneState};
 use virtio_zbd_testkit::{Request, Token};
 
@@ -331,7 +332,7 @@ fn a_zone_whose_data_can_not_be_taken_away_goes_offline() {
     for zone in [2, 3, 4] {
         rig.bring(zone, EOPEN, true);
     }
-    probe.fail_holes(&[2, 6]);
+    probe.fail_holes(&[2, 6], Errno::IO);
     rig.refuse_quickly(Request::zone_reset(start_of(2)), Status::IoErr);
     assert_eq!((rig.zone(2), rig.disk.open_and_active()), (Zone(OFFLINE, END), (2, 2)));
     for request in [
@@ -350,7 +351,7 @@ fn a_zone_whose_data_can_not_be_taken_away_goes_offline() {
     for (zone, condition) in expected {
         assert_eq!(rig.zone(zone).0, condition, "zone {zone}");
     }
-    probe.fail_holes(&[]);
+    probe.fail_holes(&[], Errno::IO);
     rig.accept(Request::zone_reset_all());
     assert_eq!((rig.zone(2).0, rig.zone(6).0), (OFFLINE, OFFLINE));
 }

@@ -65,4 +65,31 @@ impl StoreError {
         let name = name.into();
         move |source| Self::Io { name, what, source }
     }
+
+    /// Whether the system's answer means that the medium is bad: see [`medium_is_bad`].
+    pub fn medium_is_bad(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if medium_is_bad(source))
+    }
+}
+
+/// Whether an I/O error says that the place is bad and will stay so: EIO and its kin, and a file that ends too early.
+///
+/// All others may pass: a full host (ENOSPC, EDQUOT), a limit (EFBIG), no memory, a way to the medium that is cut off
+/// (ENOLINK, ETIMEDOUT), a disk that was closed.
+pub fn medium_is_bad(error: &io::Error) -> bool {
+    match error.raw_os_error() {
+        Some(errno) => matches!(
+            errno,
+            libc::EIO
+                | libc::EREMOTEIO
+                | libc::ENODATA
+                | libc::EBADMSG
+                | libc::EILSEQ
+                | libc::EUCLEAN
+                | libc::ENXIO
+                | libc::ENODEV
+                | libc::ENOMEDIUM
+        ),
+        None => error.kind() == io::ErrorKind::UnexpectedEof,
+    }
 }

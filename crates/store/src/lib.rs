@@ -31,7 +31,7 @@ mod raw;
 mod store;
 
 pub use buffer::{IoBuffer, OutOfBuffer, OutOfGuestMemory, Segments};
-pub use error::StoreError;
+pub use error::{StoreError, medium_is_bad};
 pub use image::{CreateOptions, ImageFault, ImageInfo, ImageStore, LastUse, OpenOptions, ZoneRanges};
 pub use lane::{EngineChoice, Event, Lane, Zeroing};
 pub use medium::{FileMedium, LiveWords, Medium};

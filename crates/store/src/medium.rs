@@ -89,9 +89,13 @@ pub trait Medium: Send + Sync {
 }
 
 /// Reads as zeros from now on, space given back where the host can, zeros written over what is there where it can't.
+///
+/// A full host may be one that can't: a hole in the middle of a file needs a place in its bookkeeping. Zeros over what is
+/// there need none, where the file system overwrites in place.
 pub(crate) fn clear(medium: &dyn Medium, range: Range<u64>) -> io::Result<()> {
+    use io::ErrorKind::{QuotaExceeded, StorageFull, Unsupported};
     match medium.punch_hole(range.clone()) {
-        Err(error) if error.kind() == io::ErrorKind::Unsupported => {}
+        Err(error) if matches!(error.kind(), Unsupported | StorageFull | QuotaExceeded) => {}
         other => return other,
     }
     let zeros = vec![0; 1 << 20];

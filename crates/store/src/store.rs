@@ -65,7 +65,8 @@ pub trait Store: Send + Sync {
 pub struct Commit<'a> {
     /// Everything that was written and published before the call.
     pub flush: bool,
-    /// Zones that were published as full and whose finish shall be answered.
+    /// Zones that were published as full, read-only or offline, so that their finish or their failure can be answered: of
+    /// each the data, then the state.
     pub finished: &'a [u32],
     /// Zones that were published as empty and whose reset shall be answered.
     pub reset: &'a [u32],
@@ -78,7 +79,8 @@ pub struct CommitOutcome {
     /// Whether all that was asked for is durable. If not, nothing of the batch may be answered as done.
     pub durable: Result<(), StoreError>,
     /// Reset zones that are durably empty but whose old data could not be removed. Such a zone must not be
-    /// written before a commit has reset it without this failure: a gap in it could show what was there.
+    /// written before a commit has reset it without this failure: a gap in it could show what was there. Whether
+    /// it is worth another try is in the error ([`StoreError::medium_is_bad`]).
     pub hole_failures: Vec<(u32, StoreError)>,
 }
 

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use driver::{Driver, attach};
 use faulty::{Call, FaultyMedium};
+use rustix::io::Errno;
 use virtio_zbd_driver::{Command, DeviceError, Done, Error, Options, RequestType, Token, ZoneState};
 use virtio_zbd_zones::GeometryConfig;
 use vzbd::{ServeOptions, ServedDisk};
@@ -183,7 +184,7 @@ fn a_zone_that_goes_offline() {
     let Rig { _dir, _served, medium, mut disk } = rig();
     let start = 4 * ZONE_SECTORS;
     disk.write(start, &data(64, 1)).unwrap();
-    medium.fail(Call::Punch, start..start + ZONE_SECTORS);
+    medium.fail_with(Call::Punch, start..start + ZONE_SECTORS, Errno::IO);
     assert_eq!(disk.reset_zone(start), Err(io_error(RequestType::ZoneReset, start)));
     let zone = disk.zone(start + 1).unwrap();
     assert_eq!((zone.state, zone.write_pointer_sector), (ZoneState::Offline, None));

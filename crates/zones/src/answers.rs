@@ -32,6 +32,9 @@ pub enum Refusal {
     /// Beyond the end of the disk.
     #[error("the range lies beyond the end of the disk")]
     OutOfRange,
+    /// The zone is empty, but what it had before its reset could not be taken away yet: it must be reset again first.
+    #[error("the zone still has what it held before its reset")]
+    Unswept,
     /// Not now: the ticket is kept, and handed back by the call that frees the zone. The request is to be made again then.
     #[error("the zone is busy")]
     Busy,
@@ -57,6 +60,11 @@ pub struct Grant {
 }
 
 impl Grant {
+    /// The zone that it is in.
+    pub fn zone(&self) -> u32 {
+        self.zone
+    }
+
     /// The first sector to write to.
     pub fn sector(&self) -> u64 {
         self.start
@@ -94,8 +102,20 @@ pub enum ResetEnd {
     /// It could not be made durable and nothing was changed: the zone is as it was, but for an implicitly open one, which is
     /// closed.
     Undone,
-    /// The zone's data is neither there nor gone: the zone goes offline.
+    /// It is durable, but the zone's old data could not be taken away for now: the zone is empty, reads as zeros, and takes no
+    /// write before another reset has ended with [`Done`](Self::Done). A gap in it could show what was there.
+    Unswept,
+    /// The medium under the zone is bad, and its old data can't be taken away: the zone goes offline.
     Lost,
+}
+
+/// What becomes of a zone whose medium has failed. There is no way back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retirement {
+    /// It can't be written any more (V28).
+    ReadOnly,
+    /// It can't even be read (V29).
+    Offline,
 }
 
 /// What kind of zone a report names.

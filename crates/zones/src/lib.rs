@@ -25,7 +25,8 @@ mod table;
 mod zone;
 
 pub use answers::{
-    Begun, Grant, InitialStateError, ReadPlan, Refusal, ResetEnd, Settled, Ticket, ZoneKind, ZoneReport,
+    Begun, Grant, InitialStateError, ReadPlan, Refusal, ResetEnd, Retirement, Settled, Ticket, ZoneKind,
+    ZoneReport,
 };
 pub use geometry::{Geometry, GeometryConfig, GeometryError, SECTOR_LEN_BYTES};
 pub use state::{Condition, StateError, ZoneState};

@@ -5,7 +5,8 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 use crate::answers::{
-    Begun, Grant, InitialStateError, ReadPlan, Refusal, ResetEnd, Settled, Ticket, ZoneKind, ZoneReport,
+    Begun, Grant, InitialStateError, ReadPlan, Refusal, ResetEnd, Retirement, Settled, Ticket, ZoneKind,
+    ZoneReport,
 };
 use crate::geometry::Geometry;
 use crate::resources::{Resources, Room};
@@ -133,7 +134,8 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
     ///
     /// # Errors
     /// Past the disk's end; across zones where one is sequential (V25); not at the write pointer or not a whole number of
-    /// blocks (V26); beyond the zone's capacity (V22); a zone that can't be written (V28, V29); no resources (V20).
+    /// blocks (V26); beyond the zone's capacity (V22); a zone that can't be written (V28, V29); no resources (V20); a zone
+    /// that must be reset again first ([`Refusal::Unswept`]).
     pub fn admit_write(&self, sector: u64, sectors: u32, ticket: Ticket) -> Result<Grant, Refusal> {
         let mut zones = self.zones_of(sector, sectors.into())?;
         let zone = zones.next().ok_or(Refusal::OutOfRange)?;
@@ -239,13 +241,14 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
         })
     }
 
-    /// Begins to reset a zone: it is empty from now on, and busy until [`end`](Self::end). `None`: it is empty already.
+    /// Begins to reset a zone: it is empty from now on, and busy until [`end`](Self::end). `None`: it is empty already, and nothing
+    /// of what it held is left.
     ///
     /// # Errors
     /// Not a zone's start, conventional (V13), not possible in its condition (V18); busy while writes are under way.
     pub fn begin_reset(&self, sector: u64, ticket: Ticket) -> Result<Option<Begun>, Refusal> {
         self.transition(sector, ticket, |resources, zone, z| match z.condition {
-            Condition::Empty => Ok(None),
+            Condition::Empty if !z.unswept => Ok(None),
             Condition::ReadOnly | Condition::Offline | Condition::NotWp => Err(Refusal::InvalidCommand),
             _ if z.has_writes() => Err(Refusal::Busy),
             _ => Ok(Some(begin(resources, zone, z, Zone::clear))),
@@ -277,8 +280,15 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
             return Settled::default();
         };
         match end {
-            ResetEnd::Done => resources.give_back(held),
+            ResetEnd::Done => {
+                resources.give_back(held);
+                z.unswept = false;
+            }
             ResetEnd::Undone => z.restore(begun.before),
+            ResetEnd::Unswept => {
+                resources.give_back(held);
+                z.unswept = true;
+            }
             ResetEnd::Lost => {
                 resources.give_back(held);
                 z.clear();
@@ -287,6 +297,29 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
         }
         self.tell(zone, &z, before);
         Settled { woken: wake(&mut z) }
+    }
+
+    /// Takes `zone` out of use because its medium has failed, and gives its resources back. What is under way in it ends as ever:
+    /// data that arrives counts as written, a failure gives its place back.
+    ///
+    /// Returns whether anything has changed. Conventional zones have no such condition; a zone that is being reset or finished is
+    /// left to that; an offline one stays so.
+    pub fn retire(&self, zone: u32, to: Retirement) -> bool {
+        let to = match to {
+            Retirement::ReadOnly => Condition::ReadOnly,
+            Retirement::Offline => Condition::Offline,
+        };
+        let mut resources = self.resources.lock();
+        let Ok(mut z) = self.lock_zone(zone) else { return false };
+        let stays = matches!(z.condition, Condition::NotWp | Condition::Offline) || z.condition == to;
+        if stays || z.settling_from.is_some() {
+            return false;
+        }
+        let before = z.state();
+        self.change(&mut resources, zone, &mut z, to);
+        z.opened_from = None;
+        self.tell(zone, &z, before);
+        true
     }
 
     /// The zones that a range touches, checked: inside the disk, and more than one only where all are conventional (V25).
@@ -367,6 +400,9 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
         }
         if !z.condition.is_active() && z.condition != Condition::Empty {
             return Err(Refusal::InvalidCommand);
+        }
+        if z.unswept {
+            return Err(Refusal::Unswept);
         }
         let at_wp = sector == self.geometry.zone_start(zone) + u64::from(z.wp());
         if placement == Placement::At && !at_wp

@@ -21,6 +21,8 @@ pub(crate) struct Zone {
     /// Set while a reset or finish is being made durable: the condition that it would go back to, whose resources are
     /// still held.
     pub(crate) settling_from: Option<Condition>,
+    /// Whether what the zone held before its last reset may still be on the medium, behind its write pointer.
+    pub(crate) unswept: bool,
     /// What has been admitted and is not behind us yet, in order of position, without holes.
     in_flight: Vec<InFlight>,
     /// Requests that wait for the zone to be free.
@@ -49,6 +51,7 @@ impl Zone {
             opened_from: None,
             implicit_stamp: 0,
             settling_from: None,
+            unswept: false,
             in_flight: Vec::new(),
             waiting: Vec::new(),
         }

@@ -15,8 +15,8 @@ use std::rc::Rc;
 
 use hooked::HookedMutex;
 use virtio_zbd_zones::{
-    Begun, Condition, Geometry, GeometryConfig, Grant, Observer, Refusal, ResetEnd, Settled, Ticket,
-    ZoneReport, ZoneState, ZoneTable,
+    Begun, Condition, Geometry, GeometryConfig, Grant, Observer, Refusal, ResetEnd, Retirement, Settled,
+    Ticket, ZoneReport, ZoneState, ZoneTable,
 };
 
 #[test]
@@ -102,6 +102,10 @@ enum Call {
         zone: u32,
         end: ResetEnd,
     },
+    Retire {
+        zone: u32,
+        to: Retirement,
+    },
 }
 
 /// When the write ends that a call begins.
@@ -131,7 +135,9 @@ fn inner_calls() -> Vec<Call> {
             calls.extend([Call::Write { zone, ends }, Call::Append { zone, ends }]);
         }
         calls.extend([Call::Open { zone }, Call::Close { zone }]);
-        for end in [ResetEnd::Done, ResetEnd::Undone, ResetEnd::Lost] {
+        let retire = |to| Call::Retire { zone, to };
+        calls.extend([Retirement::ReadOnly, Retirement::Offline].map(retire));
+        for end in [ResetEnd::Done, ResetEnd::Undone, ResetEnd::Unswept, ResetEnd::Lost] {
             calls.extend([Call::Finish { zone, end }, Call::Reset { zone, end }]);
         }
     }
@@ -307,6 +313,7 @@ impl Scene {
             Call::Close { zone } => text(self.table.close(start(zone), ticket)),
             Call::Finish { zone, end } => self.end(self.table.begin_finish(start(zone), ticket), end),
             Call::Reset { zone, end } => self.end(self.table.begin_reset(start(zone), ticket), end),
+            Call::Retire { zone, to } => text(self.table.retire(zone, to)),
         }
     }
 

@@ -434,7 +434,9 @@ impl Worker {
             Some(Refusal::OpenResource) => self.done.open_resource += 1,
             Some(Refusal::ActiveResource) => self.done.active_resource += 1,
             Some(Refusal::InvalidCommand | Refusal::UnalignedWritePointer) | None => {}
-            Some(refusal @ (Refusal::Unsupported | Refusal::OutOfRange)) => panic!("{request:?}: {refusal}"),
+            Some(refusal @ (Refusal::Unsupported | Refusal::OutOfRange | Refusal::Unswept)) => {
+                panic!("{request:?}: {refusal}")
+            }
         }
         let known = self.shared.waiting.lock().remove(&ticket);
         assert!(

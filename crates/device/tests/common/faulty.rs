@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::io::Errno;
 use virtio_zbd_store::{FileMedium, ImageStore, LiveWords, Medium, OpenOptions};
 use virtio_zbd_zones::{Geometry, GeometryConfig};
 
@@ -34,8 +35,8 @@ pub(crate) enum Call {
 /// What a rule does.
 #[derive(Clone)]
 enum Act {
-    /// The call fails and has done nothing.
-    Fail,
+    /// The call fails and has done nothing; with this errno if there is one.
+    Fail(Option<Errno>),
     /// The first half is written, then the call fails.
     Tear,
     /// The call waits at the gate before anything else. With `true` only one that touches nothing outside the range.
@@ -65,7 +66,18 @@ impl FaultyMedium {
 
     /// Calls of this kind that touch these sectors of the disk fail from now on.
     pub(crate) fn fail(&self, call: Call, sectors: Range<u64>) {
-        self.rule(call, sectors, Act::Fail);
+        self.rule(call, sectors, Act::Fail(None));
+    }
+
+    /// The same with an errno.
+    pub(crate) fn fail_with(&self, call: Call, sectors: Range<u64>, errno: Errno) {
+        self.rule(call, sectors, Act::Fail(Some(errno)));
+    }
+
+    /// Opens the image again as after a power cut: what was not made durable does not count.
+    pub(crate) fn after_a_power_cut(self: &Arc<Self>) -> Arc<ImageStore> {
+        let options = OpenOptions { boot_id: Some([9; 16]), ..OpenOptions::default() };
+        Arc::new(ImageStore::open_on(Arc::<Self>::clone(self), options).unwrap())
     }
 
     /// Writes that touch these sectors are torn from now on.
@@ -92,7 +104,7 @@ impl FaultyMedium {
 
     /// Syncs fail from now on.
     pub(crate) fn fail_syncs(&self) {
-        self.rules.lock().unwrap().push(Rule { call: Call::Sync, range: 0..1, act: Act::Fail });
+        self.rules.lock().unwrap().push(Rule { call: Call::Sync, range: 0..1, act: Act::Fail(None) });
     }
 
     /// All is well again.
@@ -130,8 +142,11 @@ impl FaultyMedium {
     }
 }
 
-fn error() -> io::Error {
-    io::Error::other("the test wants it so")
+fn error(act: Act) -> io::Error {
+    match act {
+        Act::Fail(Some(errno)) => errno.into(),
+        _ => io::Error::other("the test wants it so"),
+    }
 }
 
 impl Medium for FaultyMedium {
@@ -157,7 +172,7 @@ impl Medium for FaultyMedium {
 
     fn read_at(&self, into: &mut [u8], offset_bytes: u64) -> io::Result<()> {
         match self.meet(Call::Read, &(offset_bytes..offset_bytes + into.len() as u64)) {
-            Some(_) => Err(error()),
+            Some(act) => Err(error(act)),
             None => self.inner.read_at(into, offset_bytes),
         }
     }
@@ -166,23 +181,23 @@ impl Medium for FaultyMedium {
         match self.meet(Call::Write, &(offset_bytes..offset_bytes + from.len() as u64)) {
             Some(Act::Tear) => {
                 self.inner.write_at(&from[..from.len() / 2], offset_bytes)?;
-                Err(error())
+                Err(error(Act::Tear))
             }
-            Some(_) => Err(error()),
+            Some(act) => Err(error(act)),
             None => self.inner.write_at(from, offset_bytes),
         }
     }
 
     fn sync_data(&self) -> io::Result<()> {
         match self.meet(Call::Sync, &(0..1)) {
-            Some(_) => Err(error()),
+            Some(act) => Err(error(act)),
             None => self.inner.sync_data(),
         }
     }
 
     fn punch_hole(&self, range: Range<u64>) -> io::Result<()> {
         match self.meet(Call::Punch, &range) {
-            Some(_) => Err(error()),
+            Some(act) => Err(error(act)),
             None => self.inner.punch_hole(range),
         }
     }

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
+use rustix::io::Errno;
 use virtio_zbd_store::{Commit, CommitOutcome, EngineChoice, Identity, Lane, RamStore, Store, StoreError};
 use virtio_zbd_zones::{Geometry, GeometryConfig, ZoneState};
 
@@ -22,7 +23,8 @@ pub(crate) struct Probe {
     /// Every commit passes here before it begins.
     pub(crate) commit_gate: Gate,
     fail_commits: AtomicBool,
-    fail_holes: Mutex<Vec<u32>>,
+    fail_commits_of: Mutex<Option<u32>>,
+    fail_holes: Mutex<(Vec<u32>, Option<Errno>)>,
 }
 
 /// What was asked of a commit.
@@ -44,6 +46,7 @@ impl Probe {
             commits: Mutex::default(),
             commit_gate: Gate::default(),
             fail_commits: AtomicBool::new(false),
+            fail_commits_of: Mutex::default(),
             fail_holes: Mutex::default(),
         }
     }
@@ -89,9 +92,14 @@ impl Probe {
         self.fail_commits.store(fail, Ordering::SeqCst);
     }
 
+    /// Commits fail from now on that this zone has a part in.
+    pub(crate) fn fail_commits_of(&self, zone: u32) {
+        *self.fail_commits_of.lock().unwrap() = Some(zone);
+    }
+
     /// Zones whose reset is made durable but whose data can't be taken away.
-    pub(crate) fn fail_holes(&self, zones: &[u32]) {
-        *self.fail_holes.lock().unwrap() = zones.to_vec();
+    pub(crate) fn fail_holes(&self, zones: &[u32], errno: Errno) {
+        *self.fail_holes.lock().unwrap() = (zones.to_vec(), Some(errno));
     }
 
     /// The commits since the last call.
@@ -127,18 +135,20 @@ impl Store for Probe {
         let seen =
             CommitSeen { flush: work.flush, finished: work.finished.to_vec(), reset: work.reset.to_vec() };
         self.commits.lock().unwrap().push(seen);
-        let error = |what| StoreError::Io {
-            name: "the probe".to_owned(),
-            what,
-            source: io::Error::other("the test wants it so"),
-        };
-        if self.fail_commits.load(Ordering::SeqCst) {
+        let because = |what, source| StoreError::Io { name: "the probe".to_owned(), what, r#source };
+        let error = |what| because(what, io::Error::other("the test wants it so"));
+        let bad = *self.fail_commits_of.lock().unwrap();
+        let has_bad = bad.is_some_and(|bad| work.finished.contains(&bad) || work.reset.contains(&bad));
+        if has_bad || self.fail_commits.load(Ordering::SeqCst) {
             return CommitOutcome { durable: Err(error("making durable")), hole_failures: Vec::new() };
         }
-        let lost = self.fail_holes.lock().unwrap().clone();
+        let (lost, errno) = self.fail_holes.lock().unwrap().clone();
+        let errno = errno.unwrap_or(Errno::IO);
         let (bad, good): (Vec<u32>, Vec<u32>) = work.reset.iter().partition(|zone| lost.contains(zone));
         let mut outcome = self.inner.commit(&Commit { reset: &good, ..*work });
-        outcome.hole_failures.extend(bad.into_iter().map(|zone| (zone, error("punching a hole"))));
+        outcome
+            .hole_failures
+            .extend(bad.into_iter().map(|zone| (zone, because("punching a hole", errno.into()))));
         outcome
     }
 

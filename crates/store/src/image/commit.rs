@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
-use std::sync::atomic::Ordering;
 
 use virtio_zbd_zones::{Geometry, ZoneState};
 
@@ -43,7 +42,7 @@ impl ImageStore {
         if let Err(error) = self.make_durable(book, live, work) {
             return CommitOutcome::failed(error);
         }
-        CommitOutcome { durable: Ok(()), hole_failures: self.punch(work.reset) }
+        CommitOutcome { durable: Ok(()), hole_failures: self.punch(book, work.reset) }
     }
 
     fn make_durable(&self, book: &mut Book, live: &LiveWords, work: &Commit<'_>) -> Result<(), StoreError> {
@@ -173,19 +172,21 @@ impl ImageStore {
         Ok(())
     }
 
-    /// Removes the data of reset zones. Where that fails the zone is named, and the image will not be marked
-    /// as clean, so that whoever opens it next tries again.
-    fn punch(&self, reset: &[u32]) -> Vec<(u32, StoreError)> {
+    /// Removes the data of reset zones. Where that fails the zone is named, and as long as it is not made up for
+    /// the image will not be marked as clean, so that whoever opens it next tries again.
+    fn punch(&self, book: &mut Book, reset: &[u32]) -> Vec<(u32, StoreError)> {
         let mut failures = Vec::new();
         for zones in runs(reset) {
             let bytes = |zone| self.layout.zone_bytes(&self.geometry, zone);
             let whole = bytes(zones.start).start..bytes(zones.end - 1).end;
             if clear(&*self.medium, whole).is_ok() {
+                book.unswept.retain(|zone| !zones.contains(zone));
                 continue;
             }
             for zone in zones {
+                book.unswept.remove(&zone);
                 if let Err(error) = clear(&*self.medium, bytes(zone)) {
-                    self.unswept.store(true, Ordering::Release);
+                    book.unswept.insert(zone);
                     failures.push((zone, StoreError::io(self.name(), "removing a reset zone's data")(error)));
                 }
             }

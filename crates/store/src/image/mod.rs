@@ -13,13 +13,14 @@ mod pages;
 mod recover;
 mod superblock;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
-use virtio_zbd_zones::{Geometry, ZoneState};
+use virtio_zbd_zones::{Condition, Geometry, ZoneState};
 
 use crate::error::StoreError;
 use crate::lane::{EngineChoice, Lane, Target};
@@ -59,8 +60,6 @@ pub struct ImageStore {
     /// Pages whose live words have changed since the last flush.
     dirty: DirtyPages,
     book: Mutex<Book>,
-    /// A reset zone still has its old data: the image must not be marked as clean.
-    unswept: AtomicBool,
     /// Lanes refuse to write: the image is open for reading, or was closed.
     writes_end: Arc<AtomicBool>,
 }
@@ -77,6 +76,8 @@ enum States {
 struct Book {
     superblocks: Superblocks,
     pages: PageBook,
+    /// Reset zones that still have their old data.
+    unswept: BTreeSet<u32>,
     /// Why nothing more can be committed.
     halt: Option<Halt>,
 }
@@ -178,8 +179,12 @@ impl ImageStore {
             uuid: Uuid::from_bytes(checked.superblocks.current.uuid),
             last_use: checked.last_use,
             states,
-            book: Mutex::new(Book { superblocks: checked.superblocks, pages: checked.pages, halt: None }),
-            unswept: AtomicBool::new(false),
+            book: Mutex::new(Book {
+                superblocks: checked.superblocks,
+                pages: checked.pages,
+                unswept: BTreeSet::new(),
+                halt: None,
+            }),
             writes_end: Arc::new(AtomicBool::new(options.read_only)),
             medium,
         })
@@ -336,7 +341,12 @@ impl ImageStore {
         // From the first copy on the image may count as closed: nothing may be written any more, whatever
         // comes of it.
         self.writes_end.store(true, Ordering::SeqCst);
-        if self.unswept.load(Ordering::Acquire) {
+        // An offline zone's data shows nowhere any more.
+        let shows = |zone: &u32| {
+            let bits = self.live().and_then(|live| live.load(usize::try_from(*zone).ok()?));
+            bits.and_then(ZoneState::from_bits).is_none_or(|state| state.condition != Condition::Offline)
+        };
+        if book.unswept.iter().any(shows) {
             log::warn!(
                 "{}: a reset zone's data could not be removed; the next opening tries again",
                 self.name()

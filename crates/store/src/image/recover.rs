@@ -11,7 +11,7 @@ use super::fault::{ImageFault, ZoneRanges};
 use super::format::{BOOT_ID_CLEAN, BOOT_ID_IN_DOUBT, Layout};
 use super::pages::{PageBook, checked_state};
 use super::superblock::Superblocks;
-use crate::error::StoreError;
+use crate::error::{StoreError, medium_is_bad};
 use crate::medium::{LiveWords, Medium, clear};
 
 /// How the image was left by whoever had it last.
@@ -116,8 +116,10 @@ impl Checked {
         }
         self.write_pages(medium)?;
         if self.last_use != LastUse::Closed {
-            let swept_bytes = sweep(medium, &self.geometry, &self.layout, &self.states)
+            let swept_bytes = sweep(medium, &self.geometry, &self.layout, &mut self.states)
                 .map_err(io("removing what lies behind the zones' data"))?;
+            // Those that could not be swept are read-only now.
+            self.write_pages(medium)?;
             let why = match self.last_use {
                 LastUse::Killed => "its program was stopped: nothing is lost",
                 LastUse::PowerLost => "the machine was stopped: what was flushed is there",
@@ -229,7 +231,15 @@ impl Checked {
 
 /// Removes what lies behind the data of each sequential zone. Returns how much that was, in whole stretches
 /// of the file.
-fn sweep(medium: &dyn Medium, geometry: &Geometry, layout: &Layout, states: &[ZoneState]) -> io::Result<u64> {
+///
+/// A zone where the medium is bad does not keep the others from being used: what is left behind its data never shows if
+/// nothing is written there any more.
+fn sweep(
+    medium: &dyn Medium,
+    geometry: &Geometry,
+    layout: &Layout,
+    states: &mut [ZoneState],
+) -> io::Result<u64> {
     let mut swept_bytes = 0;
     let sector_len = u64::from(SECTOR_LEN_BYTES);
     let first_sequential = geometry.config().conventional_zones;
@@ -238,7 +248,7 @@ fn sweep(medium: &dyn Medium, geometry: &Geometry, layout: &Layout, states: &[Zo
         let zone_at = |byte: u64| geometry.zone_of((byte - layout.data.start) / sector_len);
         let (Some(first), Some(last)) = (zone_at(data.start), zone_at(data.end - 1)) else { break };
         for zone in first..=last {
-            let Some(state) = usize::try_from(zone).ok().and_then(|index| states.get(index)) else {
+            let Some(state) = usize::try_from(zone).ok().and_then(|index| states.get_mut(index)) else {
                 continue;
             };
             if state.condition == Condition::Offline {
@@ -248,8 +258,19 @@ fn sweep(medium: &dyn Medium, geometry: &Geometry, layout: &Layout, states: &[Zo
             let kept_end = bytes.start + u64::from(state.wp_sectors) * sector_len;
             let stale = kept_end.max(data.start)..bytes.end.min(data.end);
             if !stale.is_empty() {
-                swept_bytes += stale.end - stale.start;
-                clear(medium, stale)?;
+                let stale_bytes = stale.end - stale.start;
+                match clear(medium, stale) {
+                    Ok(()) => swept_bytes += stale_bytes,
+                    Err(error) if medium_is_bad(&error) => {
+                        log::error!(
+                            "{}: what lies behind the data of zone {zone} can't be removed, the zone is read-only from now \
+                             on: {error}",
+                            medium.name()
+                        );
+                        state.condition = Condition::ReadOnly;
+                    }
+                    Err(error) => return Err(error),
+                }
             }
         }
         rest.start = data.end;

@@ -118,7 +118,8 @@ impl Op {
         match error.raw_os_error() {
             Some(libc::EINTR | libc::EAGAIN) => Step::More,
             // EINVAL is what a block device says to a range that is not a whole number of its blocks.
-            Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL)
+            // ENOSPC and EDQUOT, a full host that has no room to write a hole down.
+            Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL | libc::ENOSPC | libc::EDQUOT)
                 if matches!(self.action, Action::PunchHole | Action::ZeroRange) =>
             {
                 self.action = Action::WriteZeros;
@@ -174,7 +175,7 @@ mod tests {
 
     #[test]
     fn what_can_not_be_punched_is_written() {
-        for errno in [libc::EOPNOTSUPP, libc::EINVAL] {
+        for errno in [libc::EOPNOTSUPP, libc::EINVAL, libc::ENOSPC] {
             let mut op = Op::zero(1, Action::PunchHole, 0, 10 << 20);
             assert!(matches!(op.advance(Err(io::Error::from_raw_os_error(errno))), Step::More));
             assert_eq!(op.action, Action::WriteZeros);

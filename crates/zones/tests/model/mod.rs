@@ -41,6 +41,8 @@ pub(crate) struct NaiveZone {
     wrote_since_open: bool,
     /// What the zone was before the reset or finish that is under way.
     settling: Option<Before>,
+    /// Whether a reset could not take the old data away.
+    unswept: bool,
     pub(crate) waiting: Vec<Ticket>,
 }
 
@@ -136,6 +138,7 @@ impl NaiveDisk {
                 sectors,
                 wrote_since_open: true,
                 settling: None,
+                unswept: false,
                 waiting: Vec::new(),
             });
             start += len;
@@ -249,6 +252,9 @@ impl NaiveDisk {
             Condition::Empty | Condition::Closed => false,
             _ => return Err(Refusal::InvalidCommand),
         };
+        if z.unswept {
+            return Err(Refusal::Unswept);
+        }
         let first = z.start + z.wp();
         let end = first + u64::from(sectors);
         let end_bytes = end * 512;

@@ -1,7 +1,7 @@
 //! What requests that take time add to the naive disk: writes that end in any order, resets and finishes that may not become
 //! durable, requests that wait for them, and a restart in the middle of it all.
 
-use virtio_zbd_zones::{Condition, Refusal, ResetEnd, Ticket};
+use virtio_zbd_zones::{Condition, Refusal, ResetEnd, Retirement, Ticket};
 
 use super::{Before, NaiveDisk, Sector};
 
@@ -76,8 +76,12 @@ impl NaiveDisk {
         let zone = self.sequential_zone_starting_at(sector)?;
         self.wait_if_blocked(zone, ticket)?;
         match self.zones[zone].condition {
-            Condition::Empty => Ok(false),
-            Condition::ImplicitOpen | Condition::ExplicitOpen | Condition::Closed | Condition::Full => {
+            Condition::Empty if !self.zones[zone].unswept => Ok(false),
+            Condition::Empty
+            | Condition::ImplicitOpen
+            | Condition::ExplicitOpen
+            | Condition::Closed
+            | Condition::Full => {
                 self.wait_for_writes(zone, ticket)?;
                 self.begin(zone, Condition::Empty);
                 self.zones[zone].forget_sectors();
@@ -92,9 +96,11 @@ impl NaiveDisk {
         let Some(z) = self.zones.get(zone) else {
             return Ok(false);
         };
+        let start = z.start;
         match z.condition {
-            Condition::NotWp | Condition::ReadOnly | Condition::Offline => Ok(false),
-            _ => self.begin_reset(z.start, ticket),
+            Condition::NotWp => Ok(false),
+            Condition::ReadOnly | Condition::Offline => self.wait_if_blocked(zone, ticket).map(|()| false),
+            _ => self.begin_reset(start, ticket),
         }
     }
 
@@ -118,7 +124,8 @@ impl NaiveDisk {
     pub(crate) fn end(&mut self, zone: usize, end: ResetEnd) -> Vec<Ticket> {
         let before = self.zones[zone].settling.take().unwrap();
         match end {
-            ResetEnd::Done => {}
+            ResetEnd::Done => self.zones[zone].unswept = false,
+            ResetEnd::Unswept => self.zones[zone].unswept = true,
             ResetEnd::Undone => {
                 self.zones[zone].sectors = before.sectors;
                 self.set_condition(zone, before.condition);
@@ -131,11 +138,32 @@ impl NaiveDisk {
         self.wake(zone)
     }
 
+    /// The medium under `zone` has failed (V28, V29). Answers whether anything has changed.
+    pub(crate) fn retire(&mut self, zone: usize, to: Retirement) -> bool {
+        let from = self.zones[zone].condition;
+        let to = match to {
+            _ if self.zones[zone].is_settling() => return false,
+            Retirement::ReadOnly => Condition::ReadOnly,
+            Retirement::Offline => Condition::Offline,
+        };
+        let possible = match from {
+            Condition::NotWp | Condition::Offline => false,
+            Condition::ReadOnly => to == Condition::Offline,
+            _ => true,
+        };
+        if possible {
+            self.set_condition(zone, to);
+        }
+        possible
+    }
+
     /// The program dies and the disk is opened again (G6). Nothing that was under way was answered.
     pub(crate) fn restart(&mut self) {
         for zone in 0..self.zones.len() {
             let z = &mut self.zones[zone];
             z.settling = None;
+            // The store sees to it when it is opened.
+            z.unswept = false;
             z.waiting.clear();
             z.wrote_since_open = true;
             if z.conventional {

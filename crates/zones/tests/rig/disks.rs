@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
 use fastrand::Rng;
-use virtio_zbd_zones::{Condition, Geometry, GeometryConfig, ResetEnd, ZoneState, ZoneTable};
+use virtio_zbd_zones::{Condition, Geometry, GeometryConfig, ResetEnd, Retirement, ZoneState, ZoneTable};
 
 use super::{Op, Pace, Rig, Seen, Teller, Told, Write};
 use crate::model::{NaiveDisk, at};
@@ -83,7 +83,11 @@ impl Rig {
             740..800 => Op::Close { sector },
             800..860 => Op::Finish { sector },
             860..960 => Op::Reset { sector },
-            960..995 => Op::ResetAll { zone: if self.rng.u8(..) == 0 { self.rng.u32(..) } else { zone } },
+            960..993 => Op::ResetAll { zone: if self.rng.u8(..) == 0 { self.rng.u32(..) } else { zone } },
+            993..995 => {
+                let to = if self.rng.bool() { Retirement::ReadOnly } else { Retirement::Offline };
+                Op::Retire { zone, to }
+            }
             _ => Op::Restart,
         }
     }
@@ -91,7 +95,8 @@ impl Rig {
     pub(super) fn random_end(&mut self) -> ResetEnd {
         match self.rng.u8(..) {
             0..200 => ResetEnd::Done,
-            200..254 => ResetEnd::Undone,
+            200..240 => ResetEnd::Undone,
+            240..254 => ResetEnd::Unswept,
             _ => ResetEnd::Lost,
         }
     }

@@ -10,7 +10,9 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use fastrand::Rng;
-use virtio_zbd_zones::{Begun, Geometry, Grant, Observer, Refusal, ResetEnd, Ticket, ZoneState, ZoneTable};
+use virtio_zbd_zones::{
+    Begun, Geometry, Grant, Observer, Refusal, ResetEnd, Retirement, Ticket, ZoneState, ZoneTable,
+};
 
 use crate::hooked::HookedMutex;
 use crate::model::{NaiveDisk, Sector, at};
@@ -43,14 +45,18 @@ pub(crate) struct Seen {
     /// Resets and finishes that nothing was in the way of but what failed writes have left.
     pub(crate) held_by_leftovers: u64,
     pub(crate) undone: u64,
+    pub(crate) unswept: u64,
     pub(crate) lost: u64,
+    pub(crate) retired: u64,
+    /// Writes that were refused because of what was in their zone before a reset.
+    pub(crate) refused_unswept: u64,
     pub(crate) restarts: u64,
     pub(crate) restarts_under_way: u64,
     pub(crate) observed: u64,
 }
 
 impl Seen {
-    fn fields(&mut self) -> [&mut u64; 19] {
+    fn fields(&mut self) -> [&mut u64; 22] {
         [
             &mut self.operations,
             &mut self.done,
@@ -67,7 +73,10 @@ impl Seen {
             &mut self.gaps,
             &mut self.held_by_leftovers,
             &mut self.undone,
+            &mut self.unswept,
             &mut self.lost,
+            &mut self.retired,
+            &mut self.refused_unswept,
             &mut self.restarts,
             &mut self.restarts_under_way,
             &mut self.observed,
@@ -100,7 +109,10 @@ impl Seen {
             (self.victims, "zone was closed to make room"),
             (self.failed_writes, "write failed"),
             (self.undone, "reset or finish was undone"),
+            (self.unswept, "reset left old data behind"),
+            (self.refused_unswept, "write was refused because of it"),
             (self.lost, "zone was lost"),
+            (self.retired, "zone was taken out of use"),
             (self.restarts, "disk was opened again"),
             (self.observed, "state was observed"),
         ] {
@@ -146,6 +158,10 @@ enum Op {
     End {
         zone: u32,
         end: ResetEnd,
+    },
+    Retire {
+        zone: u32,
+        to: Retirement,
     },
     Restart,
 }
@@ -289,6 +305,12 @@ impl Rig {
             Op::Fail { id } => self.fail_write(id),
             Op::Settle { id, ok } => self.settle(id, ok),
             Op::End { zone, end } => self.end(zone, end),
+            Op::Retire { zone, to } => {
+                let got = self.table.retire(zone, to);
+                let want = self.model.retire(usize::try_from(zone).unwrap(), to);
+                self.same(format_args!("whether {op:?} changes anything"), got, want);
+                self.seen.retired += u64::from(got);
+            }
             Op::Restart => self.restart(),
         }
     }
@@ -355,6 +377,7 @@ impl Rig {
             Err(Refusal::ActiveResource) => (&mut self.seen.active_resource, "active resource"),
             Err(Refusal::Unsupported) => (&mut self.seen.unsupported, "unsupported"),
             Err(Refusal::OutOfRange) => (&mut self.seen.out_of_range, "out of range"),
+            Err(Refusal::Unswept) => (&mut self.seen.refused_unswept, "unswept"),
             Err(Refusal::Busy) => (&mut self.seen.busy, "busy"),
         };
         *counter += 1;
@@ -407,10 +430,13 @@ impl Rig {
     fn end(&mut self, zone: u32, end: ResetEnd) {
         let index = self.begun.iter().position(|(b, _)| b.zone() == zone).unwrap();
         let (begun, is_reset) = self.begun.swap_remove(index);
+        // A finish leaves nothing behind.
+        let end = if end == ResetEnd::Unswept && !is_reset { ResetEnd::Done } else { end };
         match end {
             ResetEnd::Done if is_reset => self.punch(zone),
             ResetEnd::Done => {}
             ResetEnd::Undone => self.seen.undone += 1,
+            ResetEnd::Unswept => self.seen.unswept += 1,
             ResetEnd::Lost => self.seen.lost += 1,
         }
         let got = self.table.end(begun, end);
@@ -444,18 +470,21 @@ impl Rig {
         self.seen.restarts += 1;
         self.seen.restarts_under_way += u64::from(!self.writes.is_empty() || !self.begun.is_empty());
         self.writes.clear();
-        for (begun, is_reset) in std::mem::take(&mut self.begun) {
-            // A store that finds the zone empty sees to it that it reads so.
-            if is_reset {
-                self.punch(begun.zone());
-            }
-        }
+        self.begun.clear();
         self.waiting.clear();
         self.to_retry.clear();
         let states: Vec<_> = (0..)
             .zip(&self.told.borrow().states)
             .map(|(zone, state)| state.after_restart(&self.geometry, zone))
             .collect();
+        // A store sees to it that there is nothing behind the zones' data.
+        for (zone, state) in (0..).zip(&states) {
+            if !self.geometry.is_conventional(zone) {
+                let start = self.geometry.zone_start(zone);
+                let end = start + u64::from(self.geometry.zone_len_sectors(zone));
+                self.medium[at(start + u64::from(state.wp_sectors))..at(end)].fill(0);
+            }
+        }
         self.told.borrow_mut().states.clone_from(&states);
         self.table = self.table_of_told();
         self.model.restart();

@@ -4,6 +4,7 @@
 
 mod disk;
 mod management;
+mod media;
 mod shape;
 mod under_way;
 mod unwritten;
