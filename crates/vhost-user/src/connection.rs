@@ -1,6 +1,6 @@
 //! One front-end, from its first message to its last.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use zerocopy::IntoBytes;
 
@@ -12,13 +12,23 @@ use crate::state::{Answer, State};
 
 /// How a connection ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum End {
+pub enum End {
     /// The server was told to stop.
     Stopped,
     /// The front-end is gone.
     Closed,
     /// The front-end did what cannot be answered; the reason is for the log.
     Broken(String),
+}
+
+/// Serves one front-end on a stream socket that is connected already, until one of the sides has enough or `stop` becomes
+/// readable; `stop` is not read. Queues are stopped (drained) and everything that the front-end gave is given back when
+/// this returns.
+///
+/// For a program that gets its connections from elsewhere than a [`Server`](crate::Server): inherited, by a socket pair, or from
+/// a listener of its own.
+pub fn serve_connection<B: Backend>(backend: &B, socket: impl Into<OwnedFd>, stop: impl AsFd) -> End {
+    serve(backend, socket.into(), stop.as_fd())
 }
 
 /// Serves a front-end until one of the sides has enough. Queues are stopped and everything is given back when

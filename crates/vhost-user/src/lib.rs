@@ -9,6 +9,7 @@
 //!
 //! - [`Server::bind`] makes the socket, [`Server::serve`] takes one front-end after another (a guest reboots,
 //!   another VMM comes) until a file descriptor says stop.
+//! - [`serve_connection`] serves one socket that is connected already, for programs that get theirs from elsewhere.
 //! - A queue is handed to the device as a [`Vring`] when the front-end has started it, and handed back,
 //!   drained, before anything about it changes. What is in a [`Vring`] has been checked: its rings lie in
 //!   guest memory and are aligned.
@@ -49,6 +50,7 @@ mod state;
 mod vring;
 
 pub use backend::{Backend, ConfigRefused, FeaturesRefused, RunningQueue, Session, StartError};
+pub use connection::{End as ConnectionEnd, serve_connection};
 pub use frontend::FrontendNotifier;
 pub use message::MEMORY_SLOTS_MAX;
 pub use notifier::{NotAnEvent, Notifier};
