@@ -1,6 +1,6 @@
 //! What a device owes the server, and what the server owes a device.
 
-use crate::{FrontendNotifier, Vring};
+use crate::{FrontendNotifier, Inflight, Vring};
 
 /// A device that may be served to many front-ends, one after another.
 ///
@@ -20,6 +20,13 @@ pub trait Backend: Send + Sync {
 
     /// How many entries a queue may have at most: a power of two, at most 32,768 (virtio 1.x, 2.7).
     fn queue_size_max(&self) -> u16;
+
+    /// Whether queues keep their requests under way in [`Vring::inflight`], and make those again that they find there.
+    ///
+    /// Without that the protocol feature INFLIGHT_SHMFD is not offered: a front-end would rely on it.
+    fn keeps_inflight(&self) -> bool {
+        false
+    }
 
     /// A front-end has connected. `frontend` reaches it for as long as the connection lives; afterwards it
     /// does nothing.
@@ -62,6 +69,12 @@ pub trait Session {
     ///
     /// Some of the bytes are not writable, or the value is not allowed. Nothing has been changed.
     fn write_config(&mut self, offset_bytes: u32, data: &[u8]) -> Result<(), ConfigRefused>;
+
+    /// The front-end shows the buffer in which it keeps what is under way. It may be new, or come from another process that died; the
+    /// queues that are started from now on have their part of it in [`Vring::inflight`]. No queue is running while this is called.
+    ///
+    /// Here a device looks at all queues' notes before it does anything for one of them.
+    fn use_inflight(&mut self, _buffer: &Inflight) {}
 
     /// Hands queue `index` over to the device.
     ///

@@ -40,7 +40,9 @@ pub(crate) fn serve<B: Backend>(backend: &B, socket: OwnedFd, stop: BorrowedFd<'
         let step = channel.recv().map_err(End::from).and_then(|frame| {
             let request = frame.request;
             match answer(&mut state, frame)? {
-                Some(payload) => channel.reply(request, &payload).map_err(End::from),
+                Some(Reply { payload, fd }) => {
+                    channel.reply(request, &payload, fd.as_ref().map(AsFd::as_fd)).map_err(End::from)
+                }
                 None => Ok(()),
             }
         });
@@ -50,22 +52,33 @@ pub(crate) fn serve<B: Backend>(backend: &B, socket: OwnedFd, stop: BorrowedFd<'
     }
 }
 
-/// Has a request done and makes its reply's payload; none if no reply is due.
-fn answer<B: Backend>(state: &mut State<B>, frame: Frame) -> Result<Option<Vec<u8>>, End> {
+/// What is sent back.
+struct Reply {
+    payload: Vec<u8>,
+    fd: Option<OwnedFd>,
+}
+
+/// Has a request done and makes its reply; none if no reply is due.
+fn answer<B: Backend>(state: &mut State<B>, frame: Frame) -> Result<Option<Reply>, End> {
+    let reply = |payload: &[u8]| Reply { payload: payload.to_vec(), fd: None };
     let Frame { request, need_reply, .. } = frame;
     log::trace!("{}: {} bytes, {} fds", Name(request), frame.payload.len(), frame.fds.len());
     let result = decode(frame).map_err(Into::into).and_then(|request: Request| state.handle(request));
     // Looked at afterwards: the message that negotiates replies may ask for one already.
     let ack_due = need_reply && state.has(ProtocolFeatures::REPLY_ACK) && !has_own_reply(request);
     match result {
-        Ok(Answer::Done) => Ok(ack_due.then(|| 0_u64.as_bytes().to_vec())),
-        Ok(Answer::U64(value)) => Ok(Some(value.as_bytes().to_vec())),
-        Ok(Answer::Vring(vring)) => Ok(Some(vring.as_bytes().to_vec())),
-        Ok(Answer::Config(head, data)) => Ok(Some([head.as_bytes(), data.as_slice()].concat())),
-        Ok(Answer::NoConfig) => Ok(Some(Vec::new())),
+        Ok(Answer::Done) => Ok(ack_due.then(|| reply(0_u64.as_bytes()))),
+        Ok(Answer::U64(value)) => Ok(Some(reply(value.as_bytes()))),
+        Ok(Answer::Vring(vring)) => Ok(Some(reply(vring.as_bytes()))),
+        Ok(Answer::Config(head, data)) => Ok(Some(reply(&[head.as_bytes(), data.as_slice()].concat()))),
+        Ok(Answer::NoConfig) => Ok(Some(reply(&[]))),
+        Ok(Answer::Inflight(region, length, fd)) => {
+            let payload = region.as_bytes().get(..length).unwrap_or(region.as_bytes()).to_vec();
+            Ok(Some(Reply { payload, fd: Some(fd) }))
+        }
         Err(fault) if ack_due => {
             log::warn!("{} is answered with an error: {fault}", Name(request));
-            Ok(Some(1_u64.as_bytes().to_vec()))
+            Ok(Some(reply(1_u64.as_bytes())))
         }
         Err(fault) if fault.is_refusal() => {
             log::warn!("{} is ignored: {fault}", Name(request));

@@ -2,6 +2,7 @@
 
 use crate::backend::{ConfigRefused, FeaturesRefused, StartError};
 use crate::frontend::NotAChannel;
+use crate::inflight::InflightError;
 use crate::memory::MemoryError;
 use crate::notifier::NotAnEvent;
 use crate::request::Malformed;
@@ -38,6 +39,8 @@ pub(crate) enum Fault {
     QueueEnable(u32),
     #[error("the queue cannot be there: {0}")]
     QueuePlace(#[from] PlaceError),
+    #[error(transparent)]
+    Inflight(#[from] InflightError),
     #[error(transparent)]
     Event(#[from] NotAnEvent),
     #[error(transparent)]

@@ -17,7 +17,8 @@
 //!   protocol has room for one, otherwise the connection ends; the server goes on to the next.
 //!
 //! The protocol is that of QEMU's `docs/interop/vhost-user.rst`. Offered protocol features: MQ, REPLY_ACK,
-//! BACKEND_REQ, CONFIG, RESET_DEVICE, CONFIGURE_MEM_SLOTS and STATUS. Split rings only, no IOMMU, no dirty
+//! BACKEND_REQ, CONFIG, RESET_DEVICE, CONFIGURE_MEM_SLOTS and STATUS; INFLIGHT_SHMFD where the device keeps
+//! its part of it ([`Backend::keeps_inflight`]). Split rings only, no IOMMU, no dirty
 //! log.
 //!
 //! Front-ends that this crate is made for and tried with: rust-vmm's `vhost` crate, libblkio's `virtio-driver`, and
@@ -39,6 +40,7 @@ mod backend;
 mod connection;
 mod fault;
 mod frontend;
+mod inflight;
 mod memory;
 mod message;
 mod notifier;
@@ -52,6 +54,7 @@ mod vring;
 pub use backend::{Backend, ConfigRefused, FeaturesRefused, RunningQueue, Session, StartError};
 pub use connection::{End as ConnectionEnd, serve_connection};
 pub use frontend::FrontendNotifier;
+pub use inflight::{INFLIGHT_MARKS, Inflight, InflightQueue};
 pub use message::MEMORY_SLOTS_MAX;
 pub use notifier::{NotAnEvent, Notifier};
 pub use server::{Error, Server};

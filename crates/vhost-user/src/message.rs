@@ -153,11 +153,6 @@ bitflags::bitflags! {
     }
 }
 
-impl ProtocolFeatures {
-    /// Those that the server offers.
-    pub(crate) const SERVED: Self = Self::all().difference(Self::INFLIGHT_SHMFD);
-}
-
 /// Makes a constant of each message's identifier, and their names for the log.
 macro_rules! requests {
     ($($name:ident = $id:literal,)*) => {

@@ -3,13 +3,14 @@
 //! Sizes, counts of file descriptors and reserved bits are checked here and nowhere else; whether a request
 //! makes sense to this device, now, is [`state`](crate::state)'s to decide.
 
+use std::mem::offset_of;
 use std::os::fd::OwnedFd;
 
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
 use crate::message::{
-    ConfigHead, FDS_MAX, MemRegion, MemTableHead, SingleMemRegion, VRING_INDEX_MASK, VRING_NO_FD, VringAddr,
-    VringState, id, request_name,
+    ConfigHead, FDS_MAX, InflightRegion, MemRegion, MemTableHead, SingleMemRegion, VRING_INDEX_MASK,
+    VRING_NO_FD, VringAddr, VringState, id, request_name,
 };
 use crate::socket::Frame;
 
@@ -41,6 +42,9 @@ pub(crate) enum Request {
     GetConfig(ConfigHead),
     SetConfig(ConfigHead, Vec<u8>),
     SetBackendReqFd(OwnedFd),
+    /// Which buffer is asked for, and how long the payload was: the answer's is as long.
+    GetInflightFd(InflightRegion, usize),
+    SetInflightFd(InflightRegion, OwnedFd),
     /// A message of the specification that needs a protocol feature which is not offered.
     NotOffered,
     /// A message of a later specification, or of nobody's.
@@ -93,6 +97,11 @@ pub(crate) fn decode(frame: Frame) -> Result<Request, Malformed> {
             empty(payload)?;
             return one_fd(fds).map(Request::SetBackendReqFd);
         }
+        id::SET_INFLIGHT_FD => {
+            let region = inflight_region(payload)?;
+            return one_fd(fds).map(|fd| Request::SetInflightFd(region, fd));
+        }
+        id::GET_INFLIGHT_FD => Request::GetInflightFd(inflight_region(payload)?, payload.len()),
         id::GET_FEATURES => empty(payload).map(|()| Request::GetFeatures)?,
         id::SET_FEATURES => Request::SetFeatures(exactly(payload)?),
         id::GET_PROTOCOL_FEATURES => empty(payload).map(|()| Request::GetProtocolFeatures)?,
@@ -149,6 +158,17 @@ fn mem_table(payload: &[u8], fds: Vec<OwnedFd>) -> Result<Request, Malformed> {
         regions.push((region, fd));
     }
     Ok(Request::SetMemTable(regions))
+}
+
+/// The payload of GET_INFLIGHT_FD and SET_INFLIGHT_FD, with or without the C struct's padding.
+fn inflight_region(payload: &[u8]) -> Result<InflightRegion, Malformed> {
+    const LEAST: usize = offset_of!(InflightRegion, padding);
+    let mut padded = [0; size_of::<InflightRegion>()];
+    match padded.get_mut(..payload.len()) {
+        Some(bytes) if payload.len() >= LEAST => bytes.copy_from_slice(payload),
+        _ => return Err(Malformed::Payload { expected: padded.len(), found: payload.len() }),
+    }
+    exactly(&padded)
 }
 
 /// The payload and file descriptor of SET_VRING_KICK, CALL and ERR.
@@ -344,8 +364,30 @@ mod tests {
     }
 
     #[test]
+    fn an_inflight_buffer_is_described_with_or_without_padding() {
+        let region =
+            InflightRegion { mmap_size_bytes: 1, mmap_offset_bytes: 2, queues: 3, queue_size: 4, padding: 0 };
+        for length in 20..=24 {
+            let payload = &region.as_bytes()[..length];
+            let found = decode(frame(id::GET_INFLIGHT_FD, payload, 0));
+            assert!(matches!(found, Ok(Request::GetInflightFd(found, n)) if (found, n) == (region, length)));
+            let found = decode(frame(id::SET_INFLIGHT_FD, payload, 1));
+            assert!(matches!(found, Ok(Request::SetInflightFd(found, _)) if found == region));
+            for (request, fds) in
+                [(id::GET_INFLIGHT_FD, 1), (id::SET_INFLIGHT_FD, 0), (id::SET_INFLIGHT_FD, 2)]
+            {
+                assert!(decode(frame(request, payload, fds)).is_err(), "{request} with {fds}");
+            }
+        }
+        for length in [0, 19, 25] {
+            assert!(decode(frame(id::GET_INFLIGHT_FD, &vec![0; length], 0)).is_err());
+            assert!(decode(frame(id::SET_INFLIGHT_FD, &vec![0; length], 1)).is_err());
+        }
+    }
+
+    #[test]
     fn messages_of_the_future_are_told_from_those_not_offered() {
-        assert!(matches!(decode(frame(id::GET_INFLIGHT_FD, &[0; 24], 0)), Ok(Request::NotOffered)));
+        assert!(matches!(decode(frame(id::SET_LOG_FD, &[], 1)), Ok(Request::NotOffered)));
         assert!(matches!(decode(frame(id::SET_LOG_BASE, &[0; 16], 1)), Ok(Request::NotOffered)));
         for request in [0, 45, 999, u32::MAX] {
             assert!(matches!(decode(frame(request, &[1, 2, 3], 2)), Ok(Request::Unknown)));

@@ -1,13 +1,14 @@
 //! Messages over a Unix stream socket: framing, and the file descriptors that come along.
 
-use std::io::IoSliceMut;
+use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, recvmsg, send,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -90,8 +91,13 @@ impl<'stop> Channel<'stop> {
         Ok(Frame { request, need_reply, payload, fds })
     }
 
-    /// Sends the answer to a message.
-    pub(crate) fn reply(&self, request: u32, payload: &[u8]) -> Result<(), ChannelError> {
+    /// Sends the answer to a message, with a file descriptor where one is asked for.
+    pub(crate) fn reply(
+        &self,
+        request: u32,
+        payload: &[u8],
+        mut fd: Option<BorrowedFd<'_>>,
+    ) -> Result<(), ChannelError> {
         let header = Header {
             request,
             flags: Header::VERSION | Header::REPLY,
@@ -100,8 +106,11 @@ impl<'stop> Channel<'stop> {
         let message = [header.as_bytes(), payload].concat();
         let mut rest = message.as_slice();
         while !rest.is_empty() {
-            match send(&self.socket, rest, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
-                Ok(length) => rest = rest.get(length..).unwrap_or_default(),
+            match send_with_fd(self.socket.as_fd(), rest, fd) {
+                Ok(length) => {
+                    rest = rest.get(length..).unwrap_or_default();
+                    fd = None;
+                }
                 Err(Errno::AGAIN) => self.wait(PollFlags::OUT)?,
                 Err(Errno::INTR) => {}
                 Err(Errno::PIPE | Errno::CONNRESET) => return Err(ChannelError::Closed),
@@ -136,6 +145,17 @@ impl<'stop> Channel<'stop> {
             Err(ChannelError::Stopped)
         }
     }
+}
+
+/// Sends what fits now. The file descriptor goes with the first byte.
+fn send_with_fd(socket: BorrowedFd<'_>, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> Result<usize, Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let fds = fd.as_slice();
+    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(Errno::NOBUFS);
+    }
+    sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)
 }
 
 /// Takes what a socket has now: bytes, and file descriptors, which are added to `fds`. Never waits.

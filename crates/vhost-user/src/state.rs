@@ -2,18 +2,23 @@
 //!
 //! This is the protocol without its socket: a [`Request`] comes in, an [`Answer`] or a [`Fault`] goes out.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use vm_memory::{Address, Bytes, GuestAddress};
 
 use crate::backend::FeaturesRefused;
 use crate::fault::Fault;
+use crate::inflight::{Inflight, InflightQueue, RingState};
 use crate::memory::MemoryTable;
 use crate::message::{
-    CONFIG_BYTES_MAX, ConfigHead, FEATURE_PROTOCOL_FEATURES, FEATURES_NEVER_OFFERED, MEMORY_SLOTS_MAX,
-    ProtocolFeatures, STATUS_FEATURES_OK, VringAddr, VringState,
+    CONFIG_BYTES_MAX, ConfigHead, FEATURE_PROTOCOL_FEATURES, FEATURES_NEVER_OFFERED, InflightRegion,
+    MEMORY_SLOTS_MAX, ProtocolFeatures, STATUS_FEATURES_OK, VringAddr, VringState,
 };
 use crate::notifier::{NotAnEvent, event_kind, set_nonblocking};
 use crate::request::{Request, VringFd};
-use crate::ring::{Place, Ring};
+use crate::ring::{Areas, Place, Ring};
 use crate::{Backend, FrontendNotifier, Notifier, Session, Vring};
 
 /// The state of a connection.
@@ -23,12 +28,16 @@ pub(crate) struct State<B: Backend> {
     /// The virtio features on offer, with bit 30.
     offered: u64,
     queue_size_max: u16,
+    /// The protocol features on offer.
+    served: ProtocolFeatures,
     protocol: ProtocolFeatures,
     /// What SET_FEATURES said last, with bit 30.
     acked: Option<u64>,
     driver: Driver,
     status: u8,
     memory: MemoryTable,
+    /// The buffer for requests under way that the front-end keeps, once it has shown it.
+    inflight: Option<Inflight>,
     rings: Vec<Ring<<B::Session as Session>::Queue>>,
 }
 
@@ -42,13 +51,15 @@ enum Driver {
 }
 
 /// What a front-end is answered when its request was done.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Answer {
     /// Zero, if it asked for a reply at all.
     Done,
     U64(u64),
     Vring(VringState),
     Config(ConfigHead, Vec<u8>),
+    /// A new buffer for requests under way; and how much of the description to send.
+    Inflight(InflightRegion, usize, OwnedFd),
     /// GET_CONFIG failed: a reply without payload.
     NoConfig,
 }
@@ -59,16 +70,20 @@ impl<B: Backend> State<B> {
         let frontend = FrontendNotifier::default();
         // The messages that give a queue its file descriptors have eight bits for its index.
         let queue_count = backend.queue_count().min(256);
+        let mut served = ProtocolFeatures::all();
+        served.set(ProtocolFeatures::INFLIGHT_SHMFD, backend.keeps_inflight());
         Self {
             session: backend.connect(frontend.clone()),
             frontend,
             offered: backend.features() & !FEATURES_NEVER_OFFERED | FEATURE_PROTOCOL_FEATURES,
             queue_size_max: backend.queue_size_max(),
+            served,
             protocol: ProtocolFeatures::empty(),
             acked: None,
             driver: Driver::Silent,
             status: 0,
             memory: MemoryTable::empty(),
+            inflight: None,
             rings: (0..queue_count).map(|_| Ring::new()).collect(),
         }
     }
@@ -84,7 +99,7 @@ impl<B: Backend> State<B> {
             Request::GetFeatures => return Ok(Answer::U64(self.offered)),
             Request::SetFeatures(features) => self.set_features(features)?,
             Request::GetProtocolFeatures => {
-                return Ok(Answer::U64(ProtocolFeatures::SERVED.bits()));
+                return Ok(Answer::U64(self.served.bits()));
             }
             Request::SetProtocolFeatures(features) => self.set_protocol_features(features)?,
             // Each connection has one front-end, which owns it from the start.
@@ -129,6 +144,15 @@ impl<B: Backend> State<B> {
                 self.need(ProtocolFeatures::BACKEND_REQ, "BACKEND_REQ")?;
                 self.frontend.set_channel(fd)?;
             }
+            Request::GetInflightFd(asked, length) => {
+                self.need_inflight()?;
+                let (region, fd) = Inflight::create(&asked, self.rings.len())?;
+                return Ok(Answer::Inflight(region, length, fd));
+            }
+            Request::SetInflightFd(region, fd) => {
+                self.need_inflight()?;
+                self.set_inflight(Inflight::map(&region, self.rings.len(), fd)?);
+            }
             Request::NotOffered => return Err(Fault::NotOffered),
             Request::Unknown => return Err(Fault::Unknown),
         }
@@ -142,15 +166,18 @@ impl<B: Backend> State<B> {
     fn need_mem_slots(&self) -> Result<(), Fault> {
         self.need(ProtocolFeatures::CONFIGURE_MEM_SLOTS, "CONFIGURE_MEM_SLOTS")
     }
+
+    fn need_inflight(&self) -> Result<(), Fault> {
+        self.need(ProtocolFeatures::INFLIGHT_SHMFD, "INFLIGHT_SHMFD")
+    }
 }
 
 /// Features, status, reset.
 impl<B: Backend> State<B> {
     fn set_protocol_features(&mut self, features: u64) -> Result<(), Fault> {
-        let served = ProtocolFeatures::SERVED;
         let features = ProtocolFeatures::from_bits(features)
-            .filter(|features| served.contains(*features))
-            .ok_or(Fault::ProtocolFeatures(features & !served.bits()))?;
+            .filter(|features| self.served.contains(*features))
+            .ok_or(Fault::ProtocolFeatures(features & !self.served.bits()))?;
         self.protocol = features;
         self.frontend.set_config(features.contains(ProtocolFeatures::CONFIG));
         Ok(())
@@ -220,6 +247,10 @@ impl<B: Backend> State<B> {
     /// connection, and stay.
     fn reset_device(&mut self) {
         self.rings.iter_mut().for_each(Ring::reset);
+        // The rings are set up anew; nothing of the old ones is under way.
+        if let Some(inflight) = &self.inflight {
+            inflight.forget();
+        }
         self.session.reset();
         self.acked = None;
         self.driver = Driver::Silent;
@@ -241,6 +272,14 @@ impl<B: Backend> State<B> {
     fn set_memory(&mut self, memory: MemoryTable) {
         self.stop_queues();
         self.memory = memory;
+        self.restart_queues();
+    }
+
+    /// Puts a new buffer for requests under way in place of the old one. Queues that run are stopped over it.
+    fn set_inflight(&mut self, inflight: Inflight) {
+        self.stop_queues();
+        self.session.use_inflight(&inflight);
+        self.inflight = Some(inflight);
         self.restart_queues();
     }
 
@@ -397,17 +436,19 @@ impl<B: Backend> State<B> {
             return Ok(());
         }
         let areas = place.find(&self.memory, size).map_err(|source| Fault::Unplaced { index, source })?;
+        let (inflight, next_avail) = self.attach_inflight(index, size, &areas, ring.next_avail);
         let vring = Vring {
             memory: self.memory.guest(),
             size,
             desc: areas.desc,
             avail: areas.avail,
             used: areas.used,
-            next_avail: ring.next_avail,
+            next_avail,
             features: 0,
             kick: Arc::clone(kick),
             call: ring.call.clone(),
             err: ring.err.clone(),
+            inflight,
         };
 
         if self.driver == Driver::Silent {
@@ -434,6 +475,27 @@ impl<B: Backend> State<B> {
                 }
                 Err(Fault::Start { index, source })
             }
+        }
+    }
+
+    /// A queue's part of the buffer for requests under way, and where the queue goes on in the available ring: behind those that are made
+    /// again. The front-end can't know that, and gives the used ring's index in its place.
+    fn attach_inflight(
+        &self,
+        index: u16,
+        size: u16,
+        areas: &Areas,
+        next_avail: u16,
+    ) -> (Option<InflightQueue>, u16) {
+        let Some(buffer) = &self.inflight else { return (None, next_avail) };
+        let memory = self.memory.guest();
+        let idx = |ring: GuestAddress| {
+            memory.load(ring.unchecked_add(2), Ordering::Acquire).map(u16::from_le).unwrap_or_default()
+        };
+        let ring = RingState { size, avail_idx: idx(areas.avail), used_idx: idx(areas.used) };
+        match InflightQueue::attach(buffer, index, ring) {
+            Some((queue, at)) => (Some(queue), at.unwrap_or(next_avail)),
+            None => (None, next_avail),
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
-use crate::Notifier;
+use crate::{InflightQueue, Notifier};
 
 /// A split virtqueue, ready to be worked on (virtio 1.x, 2.7).
 ///
@@ -13,9 +13,6 @@ use crate::Notifier;
 /// [`Backend::queue_size_max`](crate::Backend::queue_size_max); the three areas lie in `memory` as a whole
 /// and are aligned to 16, 2 and 4 bytes. Nothing *in* the areas has been checked: they are the driver's to
 /// write at any time.
-///
-/// Tracking of requests in flight across a restart of the daemon (protocol feature INFLIGHT_SHMFD) will add
-/// its region here.
 #[derive(Clone, Debug)]
 pub struct Vring {
     /// The guest's memory, as it is while this queue runs. It stays mapped for as long as this is held.
@@ -43,4 +40,8 @@ pub struct Vring {
     pub call: Option<Notifier>,
     /// Where to tell the front-end that the queue is broken and has been given up.
     pub err: Option<Notifier>,
+    /// Where to keep what is under way, so that it outlives this process; and what an earlier one left
+    /// ([`InflightQueue::resubmit`]). `None`: the front-end keeps no buffer for that. What a stopped queue gives back here is not
+    /// looked at.
+    pub inflight: Option<InflightQueue>,
 }

@@ -34,7 +34,7 @@ struct Draft {
 #[test]
 fn no_front_end_brings_the_server_down() {
     let mut rng = Rng::with_seed(seed());
-    let harness = Harness::start(Toy { wanted: ZONED, ..Toy::new() });
+    let harness = Harness::start(Toy { wanted: ZONED, inflight: true, ..Toy::new() });
     work_well(&harness);
     let before = {
         let _peer = Peer::negotiated(harness.path(), ALL_OFFERED);
@@ -60,7 +60,7 @@ fn no_front_end_brings_the_server_down() {
 fn resources() -> (usize, usize, usize) {
     let count = |dir: &str| fs::read_dir(dir).unwrap().count();
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
-    let mappings = maps.lines().filter(|line| line.contains("memfd:guest")).count();
+    let mappings = maps.lines().filter(|line| line.contains("memfd:")).count();
     (count("/proc/self/fd"), mappings, count("/proc/self/task"))
 }
 
@@ -134,13 +134,15 @@ fn conversation(guest: &Guest) -> Vec<Draft> {
     say(SET_OWNER, vec![], &[]);
     say(GET_FEATURES, vec![], &[]);
     say(GET_PROTOCOL_FEATURES, vec![], &[]);
-    say(SET_PROTOCOL_FEATURES, longs(&[ALL_OFFERED]), &[]);
+    say(SET_PROTOCOL_FEATURES, longs(&[ALL_OFFERED | INFLIGHT_SHMFD]), &[]);
     say(SET_BACKEND_REQ_FD, vec![], &[4]);
     say(GET_CONFIG, [words(&[0, 96, 0]), vec![0; 96]].concat(), &[]);
     say(SET_CONFIG, [words(&[32, 1, 0]), vec![1]].concat(), &[]);
     say(SET_STATUS, longs(&[3]), &[]);
     say(SET_FEATURES, longs(&[VERSION_1 | ZONED | PROTOCOL_FEATURES]), &[]);
     say(SET_STATUS, longs(&[11]), &[]);
+    // In the guest's own memory, where everything changes all the time.
+    say(SET_INFLIGHT_FD, inflight(0x1000, 0x4000, 2, 8), &[0]);
     say(SET_MEM_TABLE, [guest.mem_table(), vec![0; 32]].concat(), &[0]);
     for index in 0..2_u16 {
         let driver = Driver::new(guest, index);
@@ -153,6 +155,8 @@ fn conversation(guest: &Guest) -> Vec<Draft> {
         say(SET_VRING_KICK, longs(&[index.into()]), &[1]);
         say(SET_VRING_ENABLE, words(&[wide, 1]), &[]);
     }
+    say(GET_INFLIGHT_FD, inflight(0, 0, 2, 8), &[]);
+    say(SET_INFLIGHT_FD, inflight(0x1000, 0x8_0000, 2, 8), &[0]);
     let more = longs(&[0, 0x1_0000_0000, MEMORY_BYTES, 0x1_0000_0000, 0]);
     say(ADD_MEM_REG, more.clone(), &[0]);
     say(GET_MAX_MEM_SLOTS, vec![], &[]);

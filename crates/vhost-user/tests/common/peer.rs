@@ -1,12 +1,15 @@
 //! A front-end that sends what it is told, byte by byte.
 
-use std::io::{IoSlice, Read};
+use std::io::{IoSlice, IoSliceMut, Read};
 use std::mem::MaybeUninit;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
 
 use super::PATIENCE;
 
@@ -47,6 +50,7 @@ pub const PROTOCOL_FEATURES: u64 = 1 << 30;
 /// MQ, REPLY_ACK, BACKEND_REQ, CONFIG, RESET_DEVICE, CONFIGURE_MEM_SLOTS, STATUS.
 pub const ALL_OFFERED: u64 = 1 << 0 | 1 << 3 | 1 << 5 | 1 << 9 | 1 << 13 | 1 << 15 | 1 << 16;
 pub const REPLY_ACK: u64 = 1 << 3;
+/// Offered by a device that keeps its requests under way.
 pub const INFLIGHT_SHMFD: u64 = 1 << 12;
 pub const STATUS: u64 = 1 << 16;
 
@@ -104,6 +108,28 @@ impl Peer {
         let mut payload = vec![0; usize::try_from(word(2)).unwrap()];
         (&self.stream).read_exact(&mut payload).unwrap();
         payload
+    }
+
+    /// The payload of the reply to a message, and the file descriptors that came with it.
+    pub fn recv_fds(&self, request: u32) -> (Vec<u8>, Vec<OwnedFd>) {
+        let mut header = [0; 12];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::CMSG_CLOEXEC;
+        let received =
+            recvmsg(&self.stream, &mut [IoSliceMut::new(&mut header)], &mut control, flags).unwrap();
+        assert_eq!(received.bytes, 12);
+        let mut fds = Vec::new();
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = message {
+                fds.extend(rights);
+            }
+        }
+        let word = |n: usize| u32::from_ne_bytes(header[4 * n..4 * n + 4].try_into().unwrap());
+        assert_eq!((word(0), word(1)), (request, VERSION | REPLY));
+        let mut payload = vec![0; usize::try_from(word(2)).unwrap()];
+        (&self.stream).read_exact(&mut payload).unwrap();
+        (payload, fds)
     }
 
     pub fn recv_u64(&self, request: u32) -> u64 {
@@ -175,4 +201,10 @@ pub fn longs(longs: &[u64]) -> Vec<u8> {
 /// The payload of SET_VRING_ADDR: user addresses.
 pub fn vring_addr(index: u32, desc: u64, avail: u64, used: u64) -> Vec<u8> {
     [words(&[index, 0]), longs(&[desc, used, avail, u64::MAX])].concat()
+}
+
+/// The payload of GET_INFLIGHT_FD and SET_INFLIGHT_FD, as long as QEMU's.
+pub fn inflight(mmap_size: u64, mmap_offset: u64, queues: u16, queue_size: u16) -> Vec<u8> {
+    let counts = [queues.to_ne_bytes(), queue_size.to_ne_bytes(), [0; 2], [0; 2]].concat();
+    [longs(&[mmap_size, mmap_offset]), counts].concat()
 }

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use virtio_zbd_vhost_user::{
-    Backend, ConfigRefused, FeaturesRefused, FrontendNotifier, RunningQueue, Session, StartError, Vring,
+    Backend, ConfigRefused, FeaturesRefused, FrontendNotifier, Inflight, RunningQueue, Session, StartError,
+    Vring,
 };
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
@@ -31,6 +32,8 @@ pub enum Event {
     Start(u16),
     Stop(u16),
     Reset,
+    /// A buffer for so many queues of so many entries.
+    Inflight(u16, u16),
     Disconnect,
 }
 
@@ -43,6 +46,10 @@ pub struct Toy {
     pub queue_size_max: u16,
     /// Queues have a worker that echoes; otherwise they just count on.
     pub echo: bool,
+    /// What is under way is kept for the next process.
+    pub inflight: bool,
+    /// So many requests are taken, and neither done nor answered.
+    pub swallow: Arc<AtomicU32>,
     /// No queue can be started.
     pub broken: AtomicBool,
     pub shared: Arc<Shared>,
@@ -66,6 +73,8 @@ impl Toy {
             queue_count: 4,
             queue_size_max: 256,
             echo: true,
+            inflight: false,
+            swallow: Arc::default(),
             broken: AtomicBool::new(false),
             shared: Arc::new(shared),
         }
@@ -97,6 +106,7 @@ pub struct ToySession {
     queue_count: u16,
     queue_size_max: u16,
     echo: bool,
+    swallow: Arc<AtomicU32>,
     broken: bool,
     accepted: Option<u64>,
     shared: Arc<Shared>,
@@ -128,6 +138,10 @@ impl Backend for Toy {
         self.queue_size_max
     }
 
+    fn keeps_inflight(&self) -> bool {
+        self.inflight
+    }
+
     fn connect(&self, frontend: FrontendNotifier) -> ToySession {
         assert!(self.running().is_empty(), "a queue of the last connection is still running");
         self.shared.log(Event::Connect);
@@ -138,6 +152,7 @@ impl Backend for Toy {
             queue_count: self.queue_count,
             queue_size_max: self.queue_size_max,
             echo: self.echo,
+            swallow: Arc::clone(&self.swallow),
             broken: self.broken.load(Ordering::Relaxed),
             accepted: None,
             shared: Arc::clone(&self.shared),
@@ -181,6 +196,11 @@ impl Session for ToySession {
         Ok(())
     }
 
+    fn use_inflight(&mut self, buffer: &Inflight) {
+        self.assert_nothing_runs();
+        self.shared.log(Event::Inflight(buffer.queue_count(), buffer.queue_size()));
+    }
+
     fn start_queue(&mut self, index: u16, vring: Vring) -> Result<ToyQueue, StartError> {
         assert!(index < self.queue_count);
         assert!(vring.size.is_power_of_two() && vring.size <= self.queue_size_max);
@@ -204,8 +224,8 @@ impl Session for ToySession {
 
         let work = if self.echo {
             let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).unwrap());
-            let stopped = Arc::clone(&stop);
-            Work::Echo { stop, worker: thread::spawn(move || echo(vring, &stopped)) }
+            let (stopped, swallow) = (Arc::clone(&stop), Arc::clone(&self.swallow));
+            Work::Echo { stop, worker: thread::spawn(move || echo(vring, &stopped, &swallow)) }
         } else {
             Work::Count(vring)
         };
@@ -256,11 +276,15 @@ impl Shared {
 }
 
 /// Works on a queue until told to stop: what is in the first descriptor's buffer is written, inverted, to the
-/// second's.
-fn echo(mut vring: Vring, stop: &OwnedFd) -> Vring {
+/// second's. What an earlier process has taken comes first.
+fn echo(mut vring: Vring, stop: &OwnedFd, swallow: &AtomicU32) -> Vring {
     let mut kick_lives = true;
+    let resubmit = vring.inflight.as_ref().map_or_else(Vec::new, |inflight| inflight.resubmit().to_vec());
+    for head in resubmit {
+        let _ = echo_chain(&mut vring, head);
+    }
     loop {
-        while let Ok(true) = echo_one(&mut vring) {
+        while let Ok(true) = echo_one(&mut vring, swallow) {
             if let Some(call) = &vring.call {
                 call.notify();
             }
@@ -279,7 +303,7 @@ fn echo(mut vring: Vring, stop: &OwnedFd) -> Vring {
 }
 
 /// One entry of the available ring, if there is one.
-fn echo_one(vring: &mut Vring) -> Result<bool, vm_memory::GuestMemoryError> {
+fn echo_one(vring: &mut Vring, swallow: &AtomicU32) -> Result<bool, vm_memory::GuestMemoryError> {
     let memory: &GuestMemoryMmap = &vring.memory;
     let available: u16 = memory.load(vring.avail.unchecked_add(2), Ordering::Acquire)?;
     if available == vring.next_avail {
@@ -287,6 +311,19 @@ fn echo_one(vring: &mut Vring) -> Result<bool, vm_memory::GuestMemoryError> {
     }
     let slot = |index: u16| u64::from(index % vring.size);
     let head: u16 = memory.read_obj(vring.avail.unchecked_add(4 + 2 * slot(vring.next_avail)))?;
+    vring.next_avail = vring.next_avail.wrapping_add(1);
+    if let Some(inflight) = &mut vring.inflight {
+        inflight.taken(head);
+    }
+    if swallow.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_err() {
+        echo_chain(vring, head)?;
+    }
+    Ok(true)
+}
+
+fn echo_chain(vring: &mut Vring, head: u16) -> Result<(), vm_memory::GuestMemoryError> {
+    let memory: &GuestMemoryMmap = &vring.memory;
+    let slot = |index: u16| u64::from(index % vring.size);
     let mut written = 0;
     let first = vring.desc.unchecked_add(16 * slot(head));
     let next: u16 = memory.read_obj(first.unchecked_add(14))?;
@@ -303,7 +340,13 @@ fn echo_one(vring: &mut Vring) -> Result<bool, vm_memory::GuestMemoryError> {
     let entry = vring.used.unchecked_add(4 + 8 * slot(used));
     memory.write_obj(u32::from(head), entry)?;
     memory.write_obj(written, entry.unchecked_add(4))?;
-    memory.store(used.wrapping_add(1), vring.used.unchecked_add(2), Ordering::Release)?;
-    vring.next_avail = vring.next_avail.wrapping_add(1);
-    Ok(true)
+    let used = used.wrapping_add(1);
+    if let Some(inflight) = &mut vring.inflight {
+        inflight.used(head);
+    }
+    memory.store(used, vring.used.unchecked_add(2), Ordering::Release)?;
+    if let Some(inflight) = &mut vring.inflight {
+        inflight.published(used);
+    }
+    Ok(())
 }
