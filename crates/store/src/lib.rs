@@ -32,7 +32,10 @@ mod store;
 
 pub use buffer::{IoBuffer, OutOfBuffer, OutOfGuestMemory, Segments};
 pub use error::{StoreError, medium_is_bad};
-pub use image::{CreateOptions, ImageFault, ImageInfo, ImageStore, LastUse, OpenOptions, ZoneRanges};
+pub use image::{
+    CheckOptions, CheckReport, CheckedImage, CreateOptions, Finding, FindingKind, ImageFault, ImageInfo,
+    ImageStore, LastUse, NextOpening, Omitted, OpenOptions, Opens, Remedy, Severity, ZoneCounts, ZoneRanges,
+};
 pub use lane::{EngineChoice, Event, Lane, Zeroing};
 pub use medium::{FileMedium, LiveWords, Medium};
 pub use ram::RamStore;

@@ -21,7 +21,7 @@ pub(crate) const SUPERBLOCK_OFFSETS_BYTES: [u64; 2] = [0, BLOCK_LEN_BYTES];
 pub(crate) const MAGIC: [u8; 8] = *b"VZBDIMG\x1a";
 
 /// The first bytes of every zone-state page.
-const PAGE_MAGIC: [u8; 8] = *b"VZBDZNS\x1a";
+pub(crate) const PAGE_MAGIC: [u8; 8] = *b"VZBDZNS\x1a";
 
 /// The version that this code writes, and the only one that it reads.
 pub(crate) const VERSION: u32 = 1;
@@ -81,7 +81,7 @@ pub(crate) struct Superblock {
 }
 
 /// One slot of a zone-state page.
-#[derive(Clone, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[derive(Clone, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub(crate) struct StatePage {
     magic: [u8; 8],
@@ -89,7 +89,7 @@ pub(crate) struct StatePage {
     crc32c: U32,
     pub(crate) sequence: U64,
     uuid: [u8; 16],
-    reserved: [u8; 24],
+    pub(crate) reserved: [u8; 24],
     pub(crate) entries: [U64; 504],
 }
 
@@ -172,7 +172,7 @@ impl Unusable {
 }
 
 /// CRC32C over a block whose bytes 12 to 15, the checksum's own place, count as zeros.
-fn checksum(block: &[u8]) -> u32 {
+pub(crate) fn checksum(block: &[u8]) -> u32 {
     let (head, tail) = block.split_at(block.len().min(16));
     let crc = crc32c::crc32c(&head[..head.len().min(12)]);
     crc32c::crc32c_append(crc32c::crc32c_append(crc, &[0; 4]), tail)
@@ -265,6 +265,15 @@ impl StatePage {
         page
     }
 
+    /// The same content as one version before: what the other slot of a page may hold, whatever it held. It
+    /// changes neither which slot counts nor the sum of the sequence numbers.
+    pub(crate) fn one_before(&self) -> Self {
+        let mut page = self.clone();
+        page.sequence = self.sequence.get().saturating_sub(1).into();
+        page.crc32c = checksum(page.as_bytes()).into();
+        page
+    }
+
     /// The page in `block`, if it is this page of this image, and whole.
     pub(crate) fn parse(block: &[u8], uuid: [u8; 16], page_index: u32) -> Result<Self, Unusable> {
         let page = Self::read_from_bytes(block).map_err(|_| Unusable::Magic)?;
@@ -326,46 +335,59 @@ impl Layout {
         geometry: &Geometry,
         file_len_bytes: u64,
     ) -> Result<Self, ImageFault> {
-        let zone_count = geometry.zone_count();
-        let page_count = page_count(zone_count);
-        let data_len = geometry.capacity_sectors().checked_mul(SECTOR_LEN_BYTES.into());
-        let expect = |what, expected: u64, found: u64| {
-            if expected == found { Ok(()) } else { Err(ImageFault::Value { what, expected, found }) }
-        };
-        expect("the number of zones", zone_count.into(), superblock.zone_count.get().into())?;
-        expect(
-            "the length of the zone-state area",
-            pages_len_bytes(page_count),
-            superblock.pages_len_bytes.get(),
-        )?;
-        expect("the length of the live area", live_len_bytes(zone_count), superblock.live_len_bytes.get())?;
-        expect("the length of the data area", data_len.unwrap_or(u64::MAX), superblock.data_len_bytes.get())?;
-
-        let mut end_bytes = SUPERBLOCK_OFFSETS_BYTES[1] + BLOCK_LEN_BYTES;
-        let mut area = |what, offset: U64, len: U64, align_bytes| {
-            let (start, len) = (offset.get(), len.get());
-            let fault =
-                ImageFault::Place { what, offset_bytes: start, lowest_offset_bytes: end_bytes, align_bytes };
-            if start < end_bytes || !start.is_multiple_of(align_bytes) {
-                return Err(fault);
-            }
-            end_bytes = start.checked_add(len).filter(|&end| i64::try_from(end).is_ok()).ok_or(fault)?;
-            Ok(start..end_bytes)
-        };
-        let pages = area(
-            "zone-state area",
-            superblock.pages_offset_bytes,
-            superblock.pages_len_bytes,
-            BLOCK_LEN_BYTES,
-        )?;
-        let live =
-            area("live area", superblock.live_offset_bytes, superblock.live_len_bytes, LIVE_ALIGN_BYTES)?;
-        let data =
-            area("data area", superblock.data_offset_bytes, superblock.data_len_bytes, DATA_ALIGN_BYTES)?;
+        if let Some(fault) = Self::faults(superblock, geometry).into_iter().next() {
+            return Err(fault);
+        }
+        let area = |offset: U64, len: U64| offset.get()..offset.get().saturating_add(len.get());
+        let data = area(superblock.data_offset_bytes, superblock.data_len_bytes);
         if data.end > file_len_bytes {
             return Err(ImageFault::TooShort { expected_bytes: data.end, found_bytes: file_len_bytes });
         }
-        Ok(Self { pages, live, data, page_count, zone_count })
+        let zone_count = geometry.zone_count();
+        Ok(Self {
+            pages: area(superblock.pages_offset_bytes, superblock.pages_len_bytes),
+            live: area(superblock.live_offset_bytes, superblock.live_len_bytes),
+            data,
+            page_count: page_count(zone_count),
+            zone_count,
+        })
+    }
+
+    /// Every value of a superblock's layout that can't be.
+    pub(crate) fn faults(superblock: &Superblock, geometry: &Geometry) -> Vec<ImageFault> {
+        let zone_count = geometry.zone_count();
+        let data_len = geometry.capacity_sectors().checked_mul(SECTOR_LEN_BYTES.into());
+        let pages_len = pages_len_bytes(page_count(zone_count));
+        let mut faults = Vec::new();
+        for (what, expected, found) in [
+            ("the number of zones", zone_count.into(), superblock.zone_count.get().into()),
+            ("the length of the zone-state area", pages_len, superblock.pages_len_bytes.get()),
+            ("the length of the live area", live_len_bytes(zone_count), superblock.live_len_bytes.get()),
+            ("the length of the data area", data_len.unwrap_or(u64::MAX), superblock.data_len_bytes.get()),
+        ] {
+            if expected != found {
+                faults.push(ImageFault::Value { what, expected, found });
+            }
+        }
+        let mut end_bytes = SUPERBLOCK_OFFSETS_BYTES[1] + BLOCK_LEN_BYTES;
+        for (what, offset, len, align_bytes) in [
+            ("zone-state area", superblock.pages_offset_bytes, superblock.pages_len_bytes, BLOCK_LEN_BYTES),
+            ("live area", superblock.live_offset_bytes, superblock.live_len_bytes, LIVE_ALIGN_BYTES),
+            ("data area", superblock.data_offset_bytes, superblock.data_len_bytes, DATA_ALIGN_BYTES),
+        ] {
+            let start = offset.get();
+            let end = start.checked_add(len.get()).filter(|&end| i64::try_from(end).is_ok());
+            match end {
+                Some(end) if start >= end_bytes && start.is_multiple_of(align_bytes) => end_bytes = end,
+                _ => faults.push(ImageFault::Place {
+                    what,
+                    offset_bytes: start,
+                    lowest_offset_bytes: end_bytes,
+                    align_bytes,
+                }),
+            }
+        }
+        faults
     }
 
     /// Where slot `slot` (0 or 1) of a page is.

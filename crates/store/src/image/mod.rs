@@ -4,6 +4,7 @@
 //! `superblock` and `pages` the two things that are kept twice, `recover` opens, `commit` makes durable,
 //! `create` makes new images.
 
+mod check;
 mod commit;
 mod create;
 mod dirty;
@@ -27,6 +28,10 @@ use crate::lane::{EngineChoice, Lane, Target};
 use crate::lock::{self, FileKind};
 use crate::medium::{FileMedium, LiveWords, Medium};
 use crate::store::{Commit, CommitOutcome, Identity, Store};
+pub use check::{
+    CheckOptions, CheckReport, CheckedImage, Finding, FindingKind, NextOpening, Omitted, Opens, Remedy,
+    Severity, ZoneCounts,
+};
 pub use create::CreateOptions;
 use dirty::DirtyPages;
 pub use fault::{ImageFault, ZoneRanges};

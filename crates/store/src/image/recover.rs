@@ -229,6 +229,11 @@ impl Checked {
     }
 }
 
+/// Whether what lies behind a sequential zone's data is removed when the image is opened.
+pub(super) fn is_swept(state: ZoneState) -> bool {
+    !matches!(state.condition, Condition::NotWp | Condition::Offline)
+}
+
 /// Removes what lies behind the data of each sequential zone. Returns how much that was, in whole stretches
 /// of the file.
 ///
@@ -251,7 +256,7 @@ fn sweep(
             let Some(state) = usize::try_from(zone).ok().and_then(|index| states.get_mut(index)) else {
                 continue;
             };
-            if state.condition == Condition::Offline {
+            if !is_swept(*state) {
                 continue;
             }
             let bytes = layout.zone_bytes(geometry, zone);
@@ -315,7 +320,7 @@ fn read_live(
         .collect()
 }
 
-fn check_active(geometry: &Geometry, states: &[ZoneState]) -> Result<(), ImageFault> {
+pub(super) fn check_active(geometry: &Geometry, states: &[ZoneState]) -> Result<(), ImageFault> {
     let active = states.iter().filter(|state| state.condition.is_active()).count();
     let found = u32::try_from(active).unwrap_or(u32::MAX);
     match geometry.max_active_zones() {
