@@ -102,19 +102,29 @@ pub enum Error {
         /// The oldest that will do.
         oldest: crate::qemu::Version,
     },
-    /// This machine can't download a QEMU.
+    /// Packages of a newer Debian than the machine's own can't be downloaded.
     #[error(
-        "QEMU {} or newer is needed and can't be downloaded: {problem}; install one, or set {}=PATH to its \
-         qemu-system-x86_64, or run the tests with `cargo xtask test --no-guest`{}",
-        crate::qemu::OLDEST,
-        crate::qemu::QEMU_VARIABLE,
+        "{what} is needed and can't be downloaded: {problem}; {instead} run the tests with `cargo xtask test --no-guest`{}",
         tails(&[("log", tail)])
     )]
-    NoQemuSource {
+    NoDownload {
+        /// What is wanted.
+        what: &'static str,
         /// Why not.
         problem: String,
+        /// Another way to get it; empty, or it ends in "or".
+        instead: &'static str,
         /// The end of what was tried.
         tail: String,
+    },
+    /// There is no stock kernel in the cache.
+    #[error(
+        "no Linux kernel for QEMU's machines in {}: get one with `cargo xtask test`",
+        cache.display()
+    )]
+    NoStockKernel {
+        /// Where it would be.
+        cache: PathBuf,
     },
     /// There is no home directory and nothing else says where to keep files.
     #[error(

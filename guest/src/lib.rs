@@ -52,7 +52,7 @@ pub use disk::{DiskTarget, Geometry, ServedDisk};
 pub use error::{Error, Result};
 pub use job::Status;
 pub use kernel::{KERNEL_VARIABLE, Kernel};
-pub use qemu::Qemu;
+pub use qemu::{Qemu, QemuGuest, RunningGuest, StockKernel};
 
 /// Where long work says how far it is: called with a short line now and then.
 pub type Progress<'a> = &'a mut dyn FnMut(&str);

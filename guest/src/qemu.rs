@@ -1,12 +1,19 @@
 //! A QEMU that has zoned disks: the machine's own if it is new enough, otherwise one of a newer Debian, kept in the cache.
 
+mod apt;
 mod fetch;
+mod initramfs;
+mod linux;
+mod machine;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::{Error, Progress, Result, cache, packages};
+
+pub use self::linux::StockKernel;
+pub use self::machine::{QemuGuest, RunningGuest};
 
 /// Names a QEMU (`qemu-system-x86_64`) to use instead of the machine's own or the cache's.
 pub const QEMU_VARIABLE: &str = "VIRTIO_ZBD_QEMU";

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use virtio_zbd_guest::packages::{self, GUEST_TOOLS};
-use virtio_zbd_guest::{BareMetal, Kernel, Qemu};
+use virtio_zbd_guest::{BareMetal, Kernel, Qemu, StockKernel};
 
 use crate::cargo::{cargo, cargo_with_programs};
 use crate::{fuzz, miri, say};
@@ -33,6 +33,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         packages::ensure(GUEST_TOOLS, &mut say)?;
         Kernel::ensure(&mut say)?;
         Qemu::ensure(&mut say)?;
+        StockKernel::ensure(&mut say)?;
         say("baremetal: building the kernels");
         BareMetal::build()?;
     }

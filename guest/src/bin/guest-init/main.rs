@@ -2,11 +2,13 @@
 //!
 //! - As process 1 of a guest, `guest-init DIRECTORY`: makes the guest's root, runs the job in DIRECTORY (a directory of the
 //!   host, see `virtio_zbd_guest::job`), leaves its result there and powers off.
+//! - As process 1 of a guest in QEMU, `guest-init initramfs`: runs the command that is in the guest's own files, and powers off.
 //! - In a guest, `guest-init session PROGRAM ARGUMENTS…`: becomes PROGRAM with standard input as its controlling terminal.
 //! - On the host, `guest-init launch kernel|daemon PARENT PROGRAM ARGUMENTS…`: becomes PROGRAM, tied to the life of process
 //!   PARENT.
 #![forbid(unsafe_code)]
 
+mod initramfs;
 mod mailbox;
 mod network;
 mod root;
@@ -32,6 +34,9 @@ use mailbox::Mailbox;
 fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1);
     let first = args.next().unwrap_or_default();
+    if std::process::id() == 1 && first == initramfs::ROLE {
+        initramfs::init();
+    }
     if std::process::id() == 1 {
         init(Path::new(&first));
     }
