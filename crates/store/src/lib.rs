@@ -23,6 +23,7 @@
 mod buffer;
 mod error;
 mod image;
+mod inject;
 mod lane;
 mod lock;
 mod medium;
@@ -36,6 +37,7 @@ pub use image::{
     CheckOptions, CheckReport, CheckedImage, CreateOptions, Finding, FindingKind, ImageFault, ImageInfo,
     ImageStore, LastUse, NextOpening, Omitted, OpenOptions, Opens, Remedy, Severity, ZoneCounts, ZoneRanges,
 };
+pub use inject::{FaultRule, FaultRuleError, Faults};
 pub use lane::{EngineChoice, Event, Lane, Zeroing};
 pub use medium::{FileMedium, LiveWords, Medium};
 pub use ram::RamStore;

@@ -3,8 +3,8 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::mm::{Advice, madvise};
 use uuid::Uuid;
@@ -13,6 +13,7 @@ use vm_memory::{MmapRegion, VolatileMemory, VolatileSlice};
 
 use crate::buffer::IoBuffer;
 use crate::error::StoreError;
+use crate::inject::{Faults, Operation};
 use crate::lane::{EngineChoice, Lane, Target};
 use crate::store::{Commit, CommitOutcome, Identity, Store};
 
@@ -23,6 +24,9 @@ pub struct RamStore {
     memory: Arc<RamMemory>,
     zones: Option<(Geometry, Box<[AtomicU64]>)>,
     identity: Identity,
+    faults: Faults,
+    /// What the first failed sync said (only an injected one can): as for every other store, no later one counts.
+    sync_failed: Mutex<Option<String>>,
 }
 
 impl RamStore {
@@ -51,7 +55,29 @@ impl RamStore {
             RamMemory::new(capacity_bytes).map_err(|source| StoreError::Memory { capacity_bytes, source })?;
         let serial = Uuid::new_v4().simple().to_string();
         let identity = Identity::new(&serial, format!("{capacity_bytes} bytes of memory"));
-        Ok(Self { memory: Arc::new(memory), zones, identity })
+        let (faults, sync_failed) = (Faults::default(), Mutex::default());
+        Ok(Self { memory: Arc::new(memory), zones, identity, faults, sync_failed })
+    }
+
+    /// From now on these faults happen: see [`FaultRule`](crate::FaultRule). Lanes that are open already know nothing of them.
+    pub fn inject(&mut self, faults: Faults) {
+        self.faults = faults;
+    }
+
+    /// What a sync would be: nothing, but for faults on purpose.
+    fn sync(&self, work: &Commit<'_>) -> Result<(), StoreError> {
+        let name = || self.identity.description.clone();
+        let mut failed = self.sync_failed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(first) = &*failed {
+            return Err(StoreError::SyncFailed { name: name(), first: first.clone() });
+        }
+        if !work.flush && work.finished.is_empty() {
+            return Ok(());
+        }
+        self.faults.check(Operation::Flush, 0..0).map_err(|error| {
+            *failed = Some(error.to_string());
+            StoreError::io(name(), "bringing data to the medium")(error)
+        })
     }
 }
 
@@ -89,13 +115,17 @@ impl Store for RamStore {
     }
 
     fn commit(&self, work: &Commit<'_>) -> CommitOutcome {
+        if let Err(error) = self.sync(work) {
+            return CommitOutcome::failed(error);
+        }
         let mut outcome = CommitOutcome::done();
         for &zone in work.reset {
             let Some((geometry, _)) = &self.zones else { break };
             let sector_len = u64::from(SECTOR_LEN_BYTES);
             let start = geometry.zone_start(zone).saturating_mul(sector_len);
             let len = u64::from(geometry.zone_len_sectors(zone)) * sector_len;
-            if let Err(error) = self.memory.zero(start, len) {
+            let zeroed = self.faults.check(Operation::Reset, start..start + len);
+            if let Err(error) = zeroed.and_then(|()| self.memory.zero(start, len)) {
                 let error = StoreError::io(&self.identity.description, "giving back a zone's memory")(error);
                 outcome.hole_failures.push((zone, error));
             }
@@ -105,7 +135,8 @@ impl Store for RamStore {
 
     fn open_lane(&self, engine: EngineChoice) -> io::Result<Lane> {
         let target = Target::Ram(Arc::clone(&self.memory));
-        Lane::open(target, self.memory.capacity_bytes, Arc::default(), engine)
+        let lane = Lane::open(target, self.memory.capacity_bytes, Arc::default(), engine)?;
+        Ok(lane.with_faults(self.faults.clone()))
     }
 
     fn read_only(&self) -> bool {
@@ -134,14 +165,26 @@ impl RamMemory {
         Ok(Self { region, capacity_bytes })
     }
 
-    /// Copies `len_bytes` at `at_bytes` into the beginning of `buffer`.
-    pub(crate) fn read(&self, buffer: &IoBuffer, at_bytes: u64, len_bytes: u64) -> io::Result<()> {
-        self.copy(buffer, at_bytes, len_bytes, |disk, memory| disk.copy_to_volatile_slice(memory))
+    /// Copies `len_bytes` at `at_bytes` into `buffer`, from its byte `from` on.
+    pub(crate) fn read(
+        &self,
+        buffer: &IoBuffer,
+        from: usize,
+        at_bytes: u64,
+        len_bytes: u64,
+    ) -> io::Result<()> {
+        self.copy(buffer, from, at_bytes, len_bytes, |disk, memory| disk.copy_to_volatile_slice(memory))
     }
 
-    /// Copies the beginning of `buffer` to `len_bytes` at `at_bytes`.
-    pub(crate) fn write(&self, buffer: &IoBuffer, at_bytes: u64, len_bytes: u64) -> io::Result<()> {
-        self.copy(buffer, at_bytes, len_bytes, |disk, memory| memory.copy_to_volatile_slice(disk))
+    /// Copies `buffer`, from its byte `from` on, to `len_bytes` at `at_bytes`.
+    pub(crate) fn write(
+        &self,
+        buffer: &IoBuffer,
+        from: usize,
+        at_bytes: u64,
+        len_bytes: u64,
+    ) -> io::Result<()> {
+        self.copy(buffer, from, at_bytes, len_bytes, |disk, memory| memory.copy_to_volatile_slice(disk))
     }
 
     /// Makes a range read as zeros; whole pages of it go back to the system.
@@ -165,13 +208,14 @@ impl RamMemory {
     fn copy(
         &self,
         buffer: &IoBuffer,
+        from: usize,
         at_bytes: u64,
         len_bytes: u64,
         one: impl Fn(VolatileSlice<'_>, VolatileSlice<'_>),
     ) -> io::Result<()> {
         let range = self.range(at_bytes, len_bytes)?;
         let mut at = range.start;
-        for memory in buffer.slices(0, range.len()) {
+        for memory in buffer.slices(from, range.len()) {
             let disk = self.slice(at..at + memory.len())?;
             at += memory.len();
             one(disk, memory);

@@ -11,6 +11,7 @@ use virtio_zbd_zones::{Geometry, SECTOR_LEN_BYTES, ZoneState};
 
 use crate::error::StoreError;
 use crate::image::is_image;
+use crate::inject::{Faults, Operation};
 use crate::lane::{EngineChoice, Lane, Target};
 use crate::lock::{self, FileKind};
 use crate::medium::{FileMedium, Medium};
@@ -25,6 +26,7 @@ pub struct RawStore {
     identity: Identity,
     /// What the first failed sync said: after it no sync means anything.
     sync_failed: Mutex<Option<String>>,
+    faults: Faults,
 }
 
 impl RawStore {
@@ -52,7 +54,13 @@ impl RawStore {
         // There is no room for a name of its own: it has the one that the host's file system gives it.
         let serial = format!("{:04x}{:016x}", metadata.dev() & 0xffff, metadata.ino());
         let identity = Identity::new(&serial, format!("{name} (raw)"));
-        Ok(Self { file, medium, capacity_bytes, read_only, identity, sync_failed: Mutex::new(None) })
+        let (sync_failed, faults) = (Mutex::default(), Faults::default());
+        Ok(Self { file, medium, capacity_bytes, read_only, identity, sync_failed, faults })
+    }
+
+    /// From now on these faults happen: see [`FaultRule`](crate::FaultRule). Lanes that are open already know nothing of them.
+    pub fn inject(&mut self, faults: Faults) {
+        self.faults = faults;
     }
 
     fn sync(&self) -> Result<(), StoreError> {
@@ -61,7 +69,8 @@ impl RawStore {
         if let Some(first) = &*failed {
             return Err(StoreError::SyncFailed { name: name.to_owned(), first: first.clone() });
         }
-        self.medium.sync_data().map_err(|error| {
+        let synced = self.faults.check(Operation::Flush, 0..0).and_then(|()| self.medium.sync_data());
+        synced.map_err(|error| {
             *failed = Some(error.to_string());
             StoreError::io(name, "bringing data to the medium")(error)
         })
@@ -101,7 +110,8 @@ impl Store for RawStore {
     fn open_lane(&self, engine: EngineChoice) -> io::Result<Lane> {
         let fd = self.file.try_clone()?.into();
         let writes_end = Arc::new(AtomicBool::new(self.read_only));
-        Lane::open(Target::File { fd, base_bytes: 0 }, self.capacity_bytes, writes_end, engine)
+        let lane = Lane::open(Target::File { fd, base_bytes: 0 }, self.capacity_bytes, writes_end, engine)?;
+        Ok(lane.with_faults(self.faults.clone()))
     }
 
     fn read_only(&self) -> bool {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use virtio_zbd_store::FaultRule;
 
 use crate::parse::{self, ZoneRange};
 use crate::size::Size;
@@ -121,6 +122,25 @@ pub(crate) struct ServeArgs {
     /// Length of a disk in RAM [default: 1G].
     #[arg(long)]
     pub(crate) size: Option<Size>,
+    /// A fault on purpose, to see what is above the disk live with it; can be given several times.
+    ///
+    /// RULE is OPERATION:FAULT[@CONDITION[,CONDITION]...]:
+    ///
+    ///   write:eio@zone=5           zone 5 can't be written
+    ///   read:eio@lba=4096..8192    sectors from 4096 to before 8192 can't be read
+    ///   flush:eio@after=3          the fourth flush fails, and all after it
+    ///   reset:enospc@zone=2,times=1
+    ///   write:short                each write comes in two halves, and succeeds
+    ///
+    /// OPERATION: read, write, clear (zeros over what a failed write has left; discard), reset (taking away what a zone held), flush (the sync
+    /// of a flush or finish), engine (waiting for I/O at all).
+    ///
+    /// FAULT: an errno (eio, enospc, edquot, efbig, erofs, enomem, etimedout, enolink, eremoteio, enodata, ebadmsg, enxio), or short, or torn
+    /// (half is written, then EIO).
+    ///
+    /// CONDITION: zone=N or N..M, lba=N or N..M (512-byte sectors), after=N (the first N go well), times=N (no more than N fail).
+    #[arg(long, value_name = "RULE", verbatim_doc_comment)]
+    pub(crate) inject: Vec<FaultRule>,
     #[command(flatten)]
     pub(crate) geometry: GeometryArgs,
 }

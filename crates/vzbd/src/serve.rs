@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use virtio_zbd_device::{Disk, DiskConfig};
-use virtio_zbd_store::{EngineChoice, ImageStore, OpenOptions, RamStore, RawStore, Store};
+use virtio_zbd_store::{EngineChoice, FaultRule, Faults, ImageStore, OpenOptions, RamStore, RawStore, Store};
 use virtio_zbd_vhost_user::Server;
 use vzbd::DiskBackend;
 
@@ -61,21 +61,37 @@ fn store(args: &ServeArgs) -> anyhow::Result<Arc<dyn Store>> {
         return Err(wrong_call("--read-only does not go with `ram`: there would be nothing to read"));
     }
     let size = args.size.unwrap_or(Size::from(RAM_SIZE_BYTES));
-    Ok(match (ram, args.zoned) {
-        (true, Zoned::HostManaged) => Arc::new(RamStore::new(geometry::of(size, &args.geometry)?)?),
+    let rules = &args.inject;
+    match (ram, args.zoned) {
+        (true, Zoned::HostManaged) => {
+            failing(RamStore::new(geometry::of(size, &args.geometry)?)?, RamStore::inject, rules)
+        }
         (true, Zoned::None) => {
             geometry::refuse(&args.geometry, "--zoned none")?;
             size.sectors("--size").map_err(wrong_call)?;
-            Arc::new(RamStore::plain(size.bytes)?)
+            failing(RamStore::plain(size.bytes)?, RamStore::inject, rules)
         }
         (false, Zoned::HostManaged) => {
             let options = OpenOptions { read_only: args.read_only, ..OpenOptions::default() };
-            Arc::new(ImageStore::open(args.target.as_ref(), options).map_err(store_error)?)
+            let store = ImageStore::open(args.target.as_ref(), options).map_err(store_error)?;
+            failing(store, ImageStore::inject, rules)
         }
         (false, Zoned::None) => {
-            Arc::new(RawStore::open(args.target.as_ref(), args.read_only).map_err(store_error)?)
+            let store = RawStore::open(args.target.as_ref(), args.read_only).map_err(store_error)?;
+            failing(store, RawStore::inject, rules)
         }
-    })
+    }
+}
+
+/// The store, with the faults that were asked for.
+fn failing<S: Store + 'static>(
+    mut store: S,
+    inject: impl Fn(&mut S, Faults),
+    rules: &[FaultRule],
+) -> anyhow::Result<Arc<dyn Store>> {
+    let faults = Faults::new(rules, &store).map_err(|error| wrong_call(format!("--inject {error}")))?;
+    inject(&mut store, faults);
+    Ok(Arc::new(store))
 }
 
 /// The first line, for people and for programs that wait for it.

@@ -68,6 +68,15 @@ fn a_wrong_call_is_exit_status_2_and_says_what_to_do() {
         (&["create", path, "--size", "1G", "--zoned", "none", "--conventional", "1"], "does not go with"),
         (&["serve", "ram", "--socket", sock, "--queues", "0"], "0"),
         (&["serve", path, "--socket", sock, "--size", "1G"], "--size"),
+        (
+            &["serve", "ram", "--socket", sock, "--inject", "write:oops"],
+            "\"oops\" is no fault; there are eio,",
+        ),
+        (&["serve", "ram", "--socket", sock, "--inject", "write:eio@zone=16"], "no such zone, but 16 zones"),
+        (
+            &["serve", "ram", "--zoned", "none", "--socket", sock, "--inject", "write:eio@zone=1"],
+            "has no zones",
+        ),
         (&["report", path], "No such file"),
         (&["serve", path, "--socket", sock], "No such file"),
         (&["frobnicate"], "frobnicate"),

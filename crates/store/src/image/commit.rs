@@ -10,6 +10,7 @@ use super::format::Layout;
 use super::pages::{PageBook, checked_state, count_active, is_active};
 use super::{Book, Halt, ImageStore};
 use crate::error::StoreError;
+use crate::inject::Operation;
 use crate::medium::{LiveWords, Medium, clear};
 use crate::store::{Commit, CommitOutcome};
 
@@ -66,7 +67,8 @@ impl ImageStore {
     ) -> Result<(), StoreError> {
         let mut changes = self.snapshot(&book.pages, live, work, taken)?;
         if (work.flush || !work.finished.is_empty())
-            && let Err(error) = self.medium.sync_data()
+            && let Err(error) =
+                self.faults.check(Operation::Flush, 0..0).and_then(|()| self.medium.sync_data())
         {
             return Err(self.sync_failed(book, error));
         }
@@ -175,9 +177,19 @@ impl ImageStore {
     /// Removes the data of reset zones. Where that fails the zone is named, and as long as it is not made up for
     /// the image will not be marked as clean, so that whoever opens it next tries again.
     fn punch(&self, book: &mut Book, reset: &[u32]) -> Vec<(u32, StoreError)> {
-        let mut failures = Vec::new();
-        for zones in runs(reset) {
-            let bytes = |zone| self.layout.zone_bytes(&self.geometry, zone);
+        let bytes = |zone| self.layout.zone_bytes(&self.geometry, zone);
+        let failure =
+            |zone, error| (zone, StoreError::io(self.name(), "removing a reset zone's data")(error));
+        let (mut failures, mut reset) = (Vec::new(), reset.to_vec());
+        reset.retain(|&zone| {
+            let base = self.layout.data.start;
+            let range = bytes(zone).start - base..bytes(zone).end - base;
+            let Err(error) = self.faults.check(Operation::Reset, range) else { return true };
+            book.unswept.insert(zone);
+            failures.push(failure(zone, error));
+            false
+        });
+        for zones in runs(&reset) {
             let whole = bytes(zones.start).start..bytes(zones.end - 1).end;
             if clear(&*self.medium, whole).is_ok() {
                 book.unswept.retain(|zone| !zones.contains(zone));
@@ -187,7 +199,7 @@ impl ImageStore {
                 book.unswept.remove(&zone);
                 if let Err(error) = clear(&*self.medium, bytes(zone)) {
                     book.unswept.insert(zone);
-                    failures.push((zone, StoreError::io(self.name(), "removing a reset zone's data")(error)));
+                    failures.push(failure(zone, error));
                 }
             }
         }

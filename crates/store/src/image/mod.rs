@@ -24,6 +24,7 @@ use uuid::Uuid;
 use virtio_zbd_zones::{Condition, Geometry, ZoneState};
 
 use crate::error::StoreError;
+use crate::inject::Faults;
 use crate::lane::{EngineChoice, Lane, Target};
 use crate::lock::{self, FileKind};
 use crate::medium::{FileMedium, LiveWords, Medium};
@@ -67,6 +68,7 @@ pub struct ImageStore {
     book: Mutex<Book>,
     /// Lanes refuse to write: the image is open for reading, or was closed.
     writes_end: Arc<AtomicBool>,
+    faults: Faults,
 }
 
 /// Where the states of the zones are.
@@ -191,8 +193,14 @@ impl ImageStore {
                 halt: None,
             }),
             writes_end: Arc::new(AtomicBool::new(options.read_only)),
+            faults: Faults::default(),
             medium,
         })
+    }
+
+    /// From now on these faults happen: see [`FaultRule`](crate::FaultRule). Lanes that are open already know nothing of them.
+    pub fn inject(&mut self, faults: Faults) {
+        self.faults = faults;
     }
 
     /// Looks at an image that nobody writes to. Nothing is changed.
@@ -319,7 +327,8 @@ impl Store for ImageStore {
             Some(fd) => Target::File { fd: fd.try_clone_to_owned()?, base_bytes },
             None => Target::Medium { medium: Arc::clone(&self.medium), base_bytes },
         };
-        Lane::open(target, self.capacity_bytes(), Arc::clone(&self.writes_end), engine)
+        let lane = Lane::open(target, self.capacity_bytes(), Arc::clone(&self.writes_end), engine)?;
+        Ok(lane.with_faults(self.faults.clone()))
     }
 
     fn read_only(&self) -> bool {

@@ -14,6 +14,7 @@ use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 
 use crate::buffer::IoBuffer;
+use crate::inject::{Fault, Faults, Operation};
 use op::{Action, Op};
 use poll::PollSet;
 use ring::Ring;
@@ -30,6 +31,8 @@ pub struct Lane {
     /// Set by the store when nothing may be written (any more).
     writes_end: Arc<AtomicBool>,
     waiter: Waiter,
+    /// What goes wrong on purpose.
+    faults: Faults,
     /// What has ended and was not fetched.
     ready: Vec<Event>,
     in_flight: usize,
@@ -87,7 +90,13 @@ impl Lane {
         engine: EngineChoice,
     ) -> io::Result<Self> {
         let waiter = Waiter::open(engine)?;
-        Ok(Self { target, capacity_bytes, writes_end, waiter, ready: Vec::new(), in_flight: 0 })
+        let faults = Faults::default();
+        Ok(Self { target, capacity_bytes, writes_end, waiter, faults, ready: Vec::new(), in_flight: 0 })
+    }
+
+    /// The same with faults on purpose.
+    pub(crate) fn with_faults(self, faults: Faults) -> Self {
+        Self { faults, ..self }
     }
 
     /// What does the work, for logs: "io_uring", "pread/pwrite", or "memory" for a disk that needs neither.
@@ -169,6 +178,7 @@ impl Lane {
     /// The kernel's; and a call that could never end, because nothing is watched, nothing under way and no
     /// time given.
     pub fn wait(&mut self, timeout: Option<Duration>, events: &mut Vec<Event>) -> io::Result<()> {
+        self.faults.check(Operation::Engine, 0..0)?;
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let target = self.target.raw();
         loop {
@@ -201,7 +211,7 @@ impl Lane {
 
     fn start(&mut self, mut op: Op, fits: bool) {
         self.in_flight += 1;
-        let result = match self.allowed(&op, fits) {
+        let result = match self.allowed(&op, fits).and_then(|()| self.inject(&mut op)) {
             Err(error) => Err(error),
             Ok(()) if op.rest_bytes() == 0 => Ok(()),
             Ok(()) => match (&mut self.waiter, &self.target) {
@@ -214,6 +224,22 @@ impl Lane {
             },
         };
         self.ready.push(Event::Done { token: op.token, buffer: op.into_buffer(), result });
+    }
+
+    /// Lets happen to an operation what a rule says.
+    fn inject(&self, op: &mut Op) -> io::Result<()> {
+        let operation = match op.action {
+            Action::Read => Operation::Read,
+            Action::Write => Operation::Write,
+            Action::PunchHole | Action::ZeroRange | Action::WriteZeros => Operation::Clear,
+        };
+        match self.faults.meet(operation, op.at_bytes()..op.at_bytes() + op.rest_bytes()) {
+            None => {}
+            Some(Fault::Short) => op.cut_short(None),
+            Some(Fault::Torn) => op.cut_short(Some(libc::EIO)),
+            Some(fault) => return Err(fault.error()),
+        }
+        Ok(())
     }
 
     /// Nothing may reach beyond the disk: in an image that would be the file's end, or another part of it.

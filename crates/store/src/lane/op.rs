@@ -26,7 +26,17 @@ pub(super) struct Op {
     offset_bytes: u64,
     len_bytes: u64,
     done_bytes: u64,
+    /// A fault on purpose: the next system call moves no more than this.
+    cut: Option<Cut>,
     scratch: Segments,
+}
+
+/// What a fault on purpose does to the next system call of an operation.
+#[derive(Clone, Copy)]
+struct Cut {
+    len_bytes: u64,
+    /// How the operation ends then; `None`: it goes on.
+    errno: Option<i32>,
 }
 
 /// What follows when one system call of an operation has returned.
@@ -45,12 +55,21 @@ impl Op {
         len_bytes: u64,
     ) -> Self {
         let scratch = Segments::default();
-        Self { token, action, buffer: Some(buffer), offset_bytes, len_bytes, done_bytes: 0, scratch }
+        Self {
+            token,
+            action,
+            buffer: Some(buffer),
+            offset_bytes,
+            len_bytes,
+            done_bytes: 0,
+            cut: None,
+            scratch,
+        }
     }
 
     pub(super) fn zero(token: u64, action: Action, offset_bytes: u64, len_bytes: u64) -> Self {
         let scratch = Segments::default();
-        Self { token, action, buffer: None, offset_bytes, len_bytes, done_bytes: 0, scratch }
+        Self { token, action, buffer: None, offset_bytes, len_bytes, done_bytes: 0, cut: None, scratch }
     }
 
     /// Where the part that is not done begins, from the disk's start.
@@ -61,6 +80,17 @@ impl Op {
     /// How much is not done.
     pub(super) fn rest_bytes(&self) -> u64 {
         self.len_bytes - self.done_bytes
+    }
+
+    /// How much the next system call is to move, and how much was moved before.
+    pub(super) fn next_bytes(&self) -> (u64, u64) {
+        let rest_bytes = self.rest_bytes();
+        (self.cut.map_or(rest_bytes, |cut| cut.len_bytes.min(rest_bytes)), self.done_bytes)
+    }
+
+    /// The next system call moves half of the rest; then the operation ends with `errno`, or goes on.
+    pub(super) fn cut_short(&mut self, errno: Option<i32>) {
+        self.cut = Some(Cut { len_bytes: (self.rest_bytes() / 2).max(1), errno });
     }
 
     /// The operation's whole range, from the disk's start.
@@ -82,10 +112,10 @@ impl Op {
 
     /// The memory for the next system call.
     pub(super) fn window(&mut self) -> Window<'_> {
-        let rest_bytes = self.len_bytes - self.done_bytes;
-        match (&self.buffer, to_usize(self.done_bytes), to_usize(rest_bytes)) {
-            (Some(buffer), Some(done), Some(rest)) => buffer.window(done, rest, &mut self.scratch),
-            _ => self.scratch.zeros(rest_bytes),
+        let (next_bytes, done_bytes) = self.next_bytes();
+        match (&self.buffer, to_usize(done_bytes), to_usize(next_bytes)) {
+            (Some(buffer), Some(done), Some(next)) => buffer.window(done, next, &mut self.scratch),
+            _ => self.scratch.zeros(next_bytes),
         }
     }
 
@@ -111,6 +141,9 @@ impl Op {
             Action::Read | Action::Write | Action::WriteZeros => {}
         }
         self.done_bytes += moved.min(self.rest_bytes());
+        if let Some(errno) = self.cut.take().and_then(|cut| cut.errno) {
+            return Step::Done(Err(io::Error::from_raw_os_error(errno)));
+        }
         if self.rest_bytes() == 0 { Step::Done(Ok(())) } else { Step::More }
     }
 
@@ -155,6 +188,21 @@ mod tests {
             assert_eq!(window_len(&mut op) as u64, rest);
         }
         assert!(matches!(op.advance(Ok(1)), Step::Done(Ok(()))));
+    }
+
+    #[test]
+    fn a_cut_is_one_short_call_or_the_end() {
+        let mut short = op(Action::Write, 1000);
+        short.cut_short(None);
+        assert_eq!(window_len(&mut short), 500);
+        assert!(matches!(short.advance(Ok(500)), Step::More));
+        assert_eq!(window_len(&mut short), 500);
+        assert!(matches!(short.advance(Ok(500)), Step::Done(Ok(()))));
+
+        let mut torn = op(Action::Write, 1000);
+        torn.cut_short(Some(libc::EIO));
+        let Step::Done(Err(error)) = torn.advance(Ok(500)) else { panic!("a torn write fails") };
+        assert_eq!(error.raw_os_error(), Some(libc::EIO));
     }
 
     #[test]

@@ -72,34 +72,36 @@ fn vectored(fd: &OwnedFd, at_bytes: u64, window: &Window<'_>, call: VectoredCall
 }
 
 fn on_ram(memory: &RamMemory, op: &mut Op) -> io::Result<u64> {
-    let (at, rest) = (op.at_bytes(), op.rest_bytes());
+    let (at, (len, done)) = (op.at_bytes(), op.next_bytes());
+    let done = usize::try_from(done).map_err(|_| io::ErrorKind::InvalidInput)?;
     match (op.action, op.buffer()) {
-        (Action::Read, Some(buffer)) => memory.read(buffer, at, rest)?,
-        (Action::Write, Some(buffer)) => memory.write(buffer, at, rest)?,
-        _ => memory.zero(at, rest)?,
+        (Action::Read, Some(buffer)) => memory.read(buffer, done, at, len)?,
+        (Action::Write, Some(buffer)) => memory.write(buffer, done, at, len)?,
+        _ => memory.zero(at, len)?,
     }
-    Ok(rest)
+    Ok(len)
 }
 
 fn on_medium(medium: &dyn Medium, base_bytes: u64, op: &mut Op) -> io::Result<u64> {
-    let (at, rest) = (base_bytes + op.at_bytes(), op.rest_bytes());
-    let len = usize::try_from(rest).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let (at, (next, done)) = (base_bytes + op.at_bytes(), op.next_bytes());
+    let len = usize::try_from(next).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let done = usize::try_from(done).map_err(|_| io::ErrorKind::InvalidInput)?;
     match op.action {
         Action::Read => {
             let mut bytes = vec![0; len];
             medium.read_at(&mut bytes, at)?;
             if let Some(buffer) = op.buffer_mut() {
-                buffer.copy_from_slice(0, &bytes).map_err(io::Error::other)?;
+                buffer.copy_from_slice(done, &bytes).map_err(io::Error::other)?;
             }
         }
         Action::Write => {
             let mut bytes = vec![0; len];
             if let Some(buffer) = op.buffer() {
-                buffer.copy_to_slice(0, &mut bytes).map_err(io::Error::other)?;
+                buffer.copy_to_slice(done, &mut bytes).map_err(io::Error::other)?;
             }
             medium.write_at(&bytes, at)?;
         }
-        Action::PunchHole | Action::ZeroRange | Action::WriteZeros => clear(medium, at..at + rest)?,
+        Action::PunchHole | Action::ZeroRange | Action::WriteZeros => clear(medium, at..at + next)?,
     }
-    Ok(rest)
+    Ok(next)
 }
