@@ -115,6 +115,23 @@ impl PageBook {
         self.pages.iter().fold(0, |sum, page| sum.wrapping_add(page.sequence))
     }
 
+    /// Makes the damaged slot of a page good again: as the version before the one that counts, with the same
+    /// states. So the version that counts stays the one that a closed image's superblock speaks of. It is
+    /// good once it is synced: [`repaired`](Self::repaired).
+    pub(super) fn repair(&self, medium: &dyn Medium, layout: &Layout, page: u32) -> io::Result<()> {
+        let Some(entry) = self.page(page) else { return Ok(()) };
+        // No program writes a version 0; should it count nevertheless, its twin does no harm.
+        let sequence = entry.sequence.saturating_sub(1);
+        let block = StatePage::new(self.uuid, page, sequence, self.shadow_of(layout, page));
+        medium.write_at(block.as_bytes(), layout.slot_offset_bytes(page, 1 - entry.slot))
+    }
+
+    pub(super) fn repaired(&mut self, page: u32) {
+        if let Some(entry) = self.page_mut(page) {
+            entry.other_bad = false;
+        }
+    }
+
     /// The pages of which only one slot is good.
     pub(super) fn damaged(&self) -> impl Iterator<Item = u32> {
         (0..).zip(&self.pages).filter(|(_, page)| page.other_bad).map(|(index, _)| index)

@@ -81,7 +81,9 @@ impl Checked {
     /// find a good image.
     ///
     /// 1. *Sync.* After a kill the live states speak of data that may be in the page cache only. It has to be
-    ///    on the medium before the pages say so. (After a kill at this point: as before. The power fails: the
+    ///    on the medium before the pages say so. And a superblock copy that was written last may be in the page
+    ///    cache only, also one that says "closed": it has to be whole on the medium before step 5 writes over
+    ///    the other one. (After a kill at this point: as before. The power fails: the
     ///    pages count, as ever.)
     /// 2. *Pages.* They take the states that were found. From here on a power cut leaves what a kill would
     ///    have left. It must come before step 3: a zone that was being reset is empty by its live word and
@@ -105,10 +107,8 @@ impl Checked {
     ) -> Result<LiveWords, StoreError> {
         let name = medium.name().to_owned();
         let io = |what| StoreError::io(name.clone(), what);
-        if self.last_use != LastUse::Closed {
-            let synced = medium.sync_data();
-            self.unless_in_doubt(medium, synced, "bringing what was written before to the medium")?;
-        }
+        let synced = medium.sync_data();
+        self.unless_in_doubt(medium, synced, "bringing what was written before to the medium")?;
         if self.last_use == LastUse::MediumFailed {
             self.write_again(medium).map_err(io("writing again what may not be on the medium"))?;
             let synced = medium.sync_data();
@@ -170,7 +170,6 @@ impl Checked {
     }
 
     fn write_pages(&mut self, medium: &dyn Medium) -> Result<(), StoreError> {
-        let damaged: Vec<u32> = self.pages.damaged().collect();
         let mut changes = Changes::new();
         for page in 0..self.layout.page_count {
             let zones = self.layout.page_zones(page);
@@ -178,25 +177,44 @@ impl Checked {
                 .filter_map(|zone| self.states.get(usize::try_from(zone).ok()?))
                 .map(|state| state.to_bits())
                 .collect();
-            if damaged.contains(&page) {
-                log::warn!(
-                    "{}: one of the two places of zone-state page {page} was damaged and is written anew",
-                    medium.name()
-                );
-            } else if !self.pages.needs_write(&self.layout, page, &states) {
-                continue;
+            if self.pages.needs_write(&self.layout, page, &states) {
+                changes.insert(page, states);
             }
-            changes.insert(page, states);
+        }
+        for page in self.pages.damaged() {
+            log::warn!(
+                "{}: one of the two places of zone-state page {page} is damaged and is written anew",
+                medium.name()
+            );
         }
         match write_pages(&mut self.pages, medium, &self.geometry, &self.layout, changes) {
-            Ok(()) => Ok(()),
+            Ok(()) => {}
             Err(PageFailure::Write(error)) => {
-                Err(StoreError::io(medium.name(), "writing zone states")(error))
+                return Err(StoreError::io(medium.name(), "writing zone states")(error));
             }
             Err(PageFailure::Sync(error)) => {
-                self.unless_in_doubt(medium, Err(error), "bringing zone states to the medium")
+                return self.unless_in_doubt(medium, Err(error), "bringing zone states to the medium");
             }
         }
+        self.repair_pages(medium)
+    }
+
+    /// What was written went to its page's damaged slot, if there was one. This is for the other damaged ones.
+    fn repair_pages(&mut self, medium: &dyn Medium) -> Result<(), StoreError> {
+        let damaged: Vec<u32> = self.pages.damaged().collect();
+        if damaged.is_empty() {
+            return Ok(());
+        }
+        for &page in &damaged {
+            let written = self.pages.repair(medium, &self.layout, page);
+            written.map_err(StoreError::io(medium.name(), "writing zone states"))?;
+        }
+        let synced = medium.sync_data();
+        self.unless_in_doubt(medium, synced, "bringing zone states to the medium")?;
+        for page in damaged {
+            self.pages.repaired(page);
+        }
+        Ok(())
     }
 
     /// A sync that failed is not reported twice: without a mark the next opening would take the live area for whole.

@@ -1,0 +1,353 @@
+//! What lies on a disk, sector by sector, and what a power cut may leave of it.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard};
+
+use virtio_zbd_zones::Geometry;
+
+pub const SECTOR_LEN: usize = 512;
+const BLOCK_SECTORS: usize = 8;
+/// Zones in one zone-state page (docs/format.md).
+const PAGE_ZONES: usize = 504;
+
+/// What a sector holds, by its number in [`Contents`].
+pub type Id = u32;
+pub const ZEROS: Id = 0;
+/// The power failed while it was written: reading it fails until it is written again.
+pub const UNREADABLE: Id = Id::MAX;
+
+/// Every content that a sector ever had, once. So a whole medium is a short list of numbers.
+pub struct Contents {
+    bytes: Vec<[u8; SECTOR_LEN]>,
+    ids: HashMap<[u8; SECTOR_LEN], Id, BuildHasherDefault<Fold>>,
+}
+
+impl Contents {
+    fn new() -> Self {
+        let zeros = [0; SECTOR_LEN];
+        Self { bytes: vec![zeros], ids: [(zeros, ZEROS)].into_iter().collect() }
+    }
+
+    pub fn id(&mut self, bytes: &[u8; SECTOR_LEN]) -> Id {
+        if let Some(&id) = self.ids.get(bytes) {
+            return id;
+        }
+        let id = Id::try_from(self.bytes.len()).unwrap();
+        self.bytes.push(*bytes);
+        self.ids.insert(*bytes, id);
+        id
+    }
+
+    pub fn bytes(&self, id: Id) -> &[u8; SECTOR_LEN] {
+        &self.bytes[id as usize]
+    }
+}
+
+/// A quick hash; what is hashed is no secret and no attack.
+#[derive(Default)]
+pub struct Fold(u64);
+
+impl Hasher for Fold {
+    fn write(&mut self, bytes: &[u8]) {
+        let (words, rest) = bytes.as_chunks::<8>();
+        for word in words {
+            self.write_u64(u64::from_le_bytes(*word));
+        }
+        for &byte in rest {
+            self.write_u64(byte.into());
+        }
+    }
+
+    fn write_u64(&mut self, word: u64) {
+        self.0 = (self.0 ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0 ^ self.0 >> 32
+    }
+}
+
+/// Where the areas of an image are, and how its sectors are numbered here: without the gaps between the areas.
+pub struct World {
+    pub geometry: Geometry,
+    /// First sector in the file, how many, first number.
+    areas: [(usize, usize, usize); 3],
+    /// A sector that is written with what it holds already stays readable if the power fails.
+    repeats_are_safe: bool,
+    contents: Mutex<Contents>,
+}
+
+/// What a sector belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Area {
+    Superblock,
+    Pages,
+    Live,
+    Data,
+}
+
+impl World {
+    pub fn new(geometry: Geometry, repeats_are_safe: bool) -> Self {
+        let zones = geometry.zone_count() as usize;
+        let superblock_and_pages = 2 * BLOCK_SECTORS * (1 + zones.div_ceil(PAGE_ZONES));
+        let live_start = (superblock_and_pages * SECTOR_LEN).next_multiple_of(64 << 10) / SECTOR_LEN;
+        let live = (zones * 8).next_multiple_of(64 << 10) / SECTOR_LEN;
+        let data_start = ((live_start + live) * SECTOR_LEN).next_multiple_of(1 << 20) / SECTOR_LEN;
+        let data = usize::try_from(geometry.capacity_sectors()).unwrap();
+        let areas = [
+            (0, superblock_and_pages, 0),
+            (live_start, live, superblock_and_pages),
+            (data_start, data, superblock_and_pages + live),
+        ];
+        Self { geometry, areas, repeats_are_safe, contents: Mutex::new(Contents::new()) }
+    }
+
+    pub fn contents(&self) -> MutexGuard<'_, Contents> {
+        self.contents.lock().unwrap()
+    }
+
+    /// How many sectors there are outside the gaps.
+    pub fn len(&self) -> usize {
+        let (_, len, first) = self.areas[2];
+        first + len
+    }
+
+    pub fn len_bytes(&self) -> u64 {
+        let (start, len, _) = self.areas[2];
+        ((start + len) * SECTOR_LEN) as u64
+    }
+
+    /// The number of a sector of the file; `None` in a gap.
+    pub fn number(&self, sector: usize) -> Option<usize> {
+        let area = self.areas.iter().find(|(start, len, _)| (*start..start + len).contains(&sector));
+        area.map(|(start, _, first)| first + sector - start)
+    }
+
+    /// The sector of the file with this number.
+    pub fn sector(&self, number: usize) -> usize {
+        let area = self.areas.iter().rfind(|(_, _, first)| *first <= number).unwrap();
+        area.0 + number - area.2
+    }
+
+    pub fn area(&self, number: usize) -> Area {
+        match number {
+            0..16 => Area::Superblock,
+            number if number < self.areas[1].2 => Area::Pages,
+            number if number < self.areas[2].2 => Area::Live,
+            _ => Area::Data,
+        }
+    }
+
+    pub fn live_start(&self) -> usize {
+        self.areas[1].2
+    }
+
+    pub fn data(&self) -> Range<usize> {
+        self.areas[2].2..self.len()
+    }
+
+    /// How many sectors the first slots of all pages take.
+    pub fn slot_sectors(&self) -> usize {
+        (self.areas[0].1 - 2 * BLOCK_SECTORS) / 2
+    }
+}
+
+/// All sectors of a medium at rest.
+pub type Medium = Vec<Id>;
+
+/// Tells one medium from another.
+pub fn fingerprint(medium: &[Id]) -> u128 {
+    let (mut a, mut b) = (Fold(1), Fold(2));
+    let (pairs, rest) = medium.as_chunks::<2>();
+    for pair in pairs {
+        let word = u64::from(pair[0]) << 32 | u64::from(pair[1]);
+        a.write_u64(word);
+        b.0 = (b.0.rotate_left(5) ^ word).wrapping_mul(0xd6e8_feb8_6659_fd93);
+    }
+    for &id in rest {
+        a.write_u64(id.into());
+        b.0 = (b.0.rotate_left(5) ^ u64::from(id)).wrapping_mul(0xd6e8_feb8_6659_fd93);
+    }
+    u128::from(a.finish()) << 64 | u128::from(b.finish())
+}
+
+/// How a sector came to be changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    /// By a write: it may be unreadable if the power fails under it.
+    Write,
+    /// By a hole: the file system leaves the old or the new.
+    Punch,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Change {
+    pub number: usize,
+    pub id: Id,
+    pub how: How,
+}
+
+/// A disk in use.
+#[derive(Clone)]
+pub struct Disk {
+    /// What surely is on the medium.
+    pub durable: Medium,
+    /// What every reader sees: the page cache.
+    pub cache: Medium,
+    /// What was done since the last sync that succeeded, in order.
+    pub pending: Vec<Change>,
+    /// What was to be synced by a sync that failed: on the medium or not, and no later sync brings it there.
+    pub doubtful: Vec<Change>,
+}
+
+impl Disk {
+    pub fn new(medium: Medium) -> Self {
+        Self { cache: medium.clone(), durable: medium, pending: Vec::new(), doubtful: Vec::new() }
+    }
+
+    pub fn change(&mut self, number: usize, id: Id, how: How) {
+        self.cache[number] = id;
+        self.pending.push(Change { number, id, how });
+    }
+
+    /// Everything written so far is on the medium now, if it belongs to one of `areas`.
+    pub fn sync(&mut self, world: &World, areas: impl Fn(Area) -> bool) {
+        let synced: Vec<Change> =
+            self.pending.extract_if(.., |change| areas(world.area(change.number))).collect();
+        for change in synced {
+            self.durable[change.number] = change.id;
+            self.doubtful.retain(|other| other.number != change.number);
+        }
+    }
+
+    /// A sync fails, and what was to be written is forgotten. Holes are in the file system's journal: it does
+    /// not forget them.
+    pub fn fail_sync(&mut self) {
+        self.doubtful.extend(self.pending.extract_if(.., |change| change.how == How::Write));
+    }
+}
+
+/// The states in which a power cut may leave a disk: every sector that was changed since the last sync has its
+/// old content or one of the new ones, whatever the others have. This is the same as any subset of the changes
+/// in any order, torn at any sector.
+///
+/// A sector that was being written may also be unreadable. A superblock copy and a slot of a page are read as
+/// one block of 4 KiB, and nothing is read of the live area after a power cut; so there one sector stands for
+/// all: the first that was written, the others new, or the last, the others old.
+pub struct Cuts<'a> {
+    durable: &'a [Id],
+    units: Vec<Unit>,
+}
+
+struct Unit {
+    sectors: Vec<(usize, Vec<Id>)>,
+    /// A block, from the first sector that was written to the last.
+    block: Option<(usize, usize)>,
+}
+
+impl Unit {
+    fn wholes(&self) -> u64 {
+        self.sectors.iter().map(|(_, versions)| versions.len() as u64).product()
+    }
+
+    fn count(&self) -> u64 {
+        self.wholes() + if self.block.is_some() { 2 } else { 0 }
+    }
+
+    fn put(&self, choice: u64, into: &mut [Id]) {
+        let wholes = self.wholes();
+        let mut rest = choice;
+        for (number, versions) in &self.sectors {
+            let len = versions.len() as u64;
+            into[*number] = match choice.checked_sub(wholes) {
+                None => versions[usize::try_from(rest % len).unwrap()],
+                Some(0) => versions[versions.len() - 1],
+                Some(_) => versions[0],
+            };
+            rest /= len;
+        }
+        match (choice.checked_sub(wholes), self.block) {
+            (Some(0), Some((first, _))) => into[first] = UNREADABLE,
+            (Some(_), Some((_, last))) => into[last] = UNREADABLE,
+            _ => {}
+        }
+    }
+}
+
+impl<'a> Cuts<'a> {
+    pub fn of(disk: &'a Disk, world: &World) -> Self {
+        let mut changes: Vec<Change> = disk.doubtful.iter().chain(&disk.pending).copied().collect();
+        // Stable: the versions of a sector stay in their order.
+        changes.sort_by_key(|change| change.number);
+        let mut units: Vec<Unit> = Vec::new();
+        let mut last_block = None;
+        for of_sector in changes.chunk_by(|a, b| a.number == b.number) {
+            let number = of_sector[0].number;
+            let mut versions = vec![disk.durable[number]];
+            for change in of_sector {
+                if !versions.contains(&change.id) {
+                    versions.push(change.id);
+                }
+            }
+            if versions.len() == 1 && world.repeats_are_safe {
+                continue;
+            }
+            let written = of_sector.iter().any(|change| change.how == How::Write);
+            if world.area(number) == Area::Data {
+                if written && !versions.contains(&UNREADABLE) {
+                    versions.push(UNREADABLE);
+                }
+                units.push(Unit { sectors: vec![(number, versions)], block: None });
+                continue;
+            }
+            let block = match world.area(number) {
+                Area::Live => usize::MAX,
+                _ => world.sector(number) / BLOCK_SECTORS,
+            };
+            if last_block != Some(block) {
+                last_block = Some(block);
+                units.push(Unit { sectors: Vec::new(), block: Some((number, number)) });
+            }
+            let unit = units.last_mut().unwrap();
+            unit.block = unit.block.map(|(first, _)| (first, number));
+            if versions.len() > 1 {
+                unit.sectors.push((number, versions));
+            }
+        }
+        Self { durable: &disk.durable, units }
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> u64 {
+        self.units.iter().fold(1, |count, unit| count.saturating_mul(unit.count()))
+    }
+
+    /// The `index`-th of them.
+    pub fn get(&self, index: u64, into: &mut Medium) {
+        into.clear();
+        into.extend_from_slice(self.durable);
+        let mut rest = index;
+        for unit in &self.units {
+            unit.put(rest % unit.count(), into);
+            rest /= unit.count();
+        }
+    }
+
+    /// One of them. Some cuts lose nearly everything and some nearly nothing.
+    pub fn random(&self, rng: &mut fastrand::Rng, into: &mut Medium) {
+        into.clear();
+        into.extend_from_slice(self.durable);
+        let old = [0.0, 0.1, 0.5, 0.5, 0.9, 1.0][rng.usize(..6)];
+        let torn = [0.0, 0.0, 0.2, 1.0][rng.usize(..4)];
+        for unit in &self.units {
+            let choice = match () {
+                () if rng.f64() < torn => rng.u64(..unit.count()),
+                () if rng.f64() < old => 0,
+                () => unit.wholes() - 1,
+            };
+            unit.put(choice, into);
+        }
+    }
+}

@@ -1,0 +1,414 @@
+//! What a disk goes through, one operation after the other, with the oracle beside it.
+
+use std::fmt;
+use std::sync::Arc;
+
+use virtio_zbd_store::{Commit, EngineChoice, ImageStore, Lane, LastUse, Store};
+use virtio_zbd_zones::{Condition, Geometry, ZoneState};
+
+use crate::common::{LaneExt, full, open};
+use crate::disk::{Disk, Id, SECTOR_LEN, World, ZEROS};
+use crate::explore::{Explorer, open_store};
+use crate::medium::{Moments, PowerMedium, Watch};
+use crate::mutation::{Mutation, Phase};
+use crate::oracle::{Content, Found, Oracle};
+
+/// A kind of disk, which parts of it are used, and what may happen to them.
+pub struct Setup {
+    pub name: &'static str,
+    pub geometry: Geometry,
+    /// The sequential zones. Operations name them by their place here.
+    pub zones: Vec<u32>,
+    /// The conventional sectors, likewise.
+    pub sectors: Vec<usize>,
+    pub ops: Vec<Op>,
+    /// See [`World::new`].
+    pub repeats_are_safe: bool,
+}
+
+/// One thing that happens to a disk.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Op {
+    /// A write at the write pointer.
+    Write {
+        zone: usize,
+        sectors: u32,
+    },
+    /// Of two writes under way the first fails: it leaves a gap below the write pointer.
+    Gap {
+        zone: usize,
+    },
+    /// A write to conventional sectors.
+    WriteConventional {
+        sector: usize,
+        sectors: usize,
+    },
+    Commit {
+        flush: bool,
+        finish: Vec<usize>,
+        reset: Vec<usize>,
+    },
+    /// Closed and opened again.
+    Reopen,
+    /// Killed and opened again.
+    Kill,
+    /// A flush of which the n-th sync fails; killed and opened again.
+    FailingFlush {
+        sync: u32,
+    },
+}
+
+impl Op {
+    pub fn flush() -> Self {
+        Self::Commit { flush: true, finish: Vec::new(), reset: Vec::new() }
+    }
+
+    pub fn finish(zone: usize) -> Self {
+        Self::Commit { flush: false, finish: vec![zone], reset: Vec::new() }
+    }
+
+    pub fn reset(zones: &[usize]) -> Self {
+        Self::Commit { flush: false, finish: Vec::new(), reset: zones.to_vec() }
+    }
+}
+
+impl fmt::Debug for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Write { zone, sectors } => write!(f, "write {sectors} to {zone}"),
+            Self::Gap { zone } => write!(f, "gap in {zone}"),
+            Self::WriteConventional { sector, sectors } => {
+                write!(f, "write {sectors} at conventional {sector}")
+            }
+            Self::Commit { flush, finish, reset } => {
+                let parts = [
+                    flush.then(|| "flush".to_owned()),
+                    (!finish.is_empty()).then(|| format!("finish {finish:?}")),
+                    (!reset.is_empty()).then(|| format!("reset {reset:?}")),
+                ];
+                f.write_str(&parts.into_iter().flatten().collect::<Vec<_>>().join(" and "))
+            }
+            Self::Reopen => f.write_str("close and open"),
+            Self::Kill => f.write_str("kill and open"),
+            Self::FailingFlush { sync } => write!(f, "flush of which sync {sync} fails, kill and open"),
+        }
+    }
+}
+
+/// A disk in use.
+pub struct History {
+    world: Arc<World>,
+    mutation: Mutation,
+    pub medium: Arc<PowerMedium>,
+    pub boot: u8,
+    store: Option<Arc<ImageStore>>,
+    lane: Option<Lane>,
+    pub oracle: Oracle,
+    /// What a sector is written with depends on how often it was, so that equal histories give equal media.
+    written: Vec<u32>,
+}
+
+/// What is wrong, and after which operation.
+pub type Finding = String;
+
+impl Setup {
+    pub fn world(&self) -> Arc<World> {
+        Arc::new(World::new(self.geometry, self.repeats_are_safe))
+    }
+
+    /// A new image, never opened.
+    pub fn new_disk(&self, world: &Arc<World>) -> Disk {
+        let medium = PowerMedium::new(world, Disk::new(vec![ZEROS; world.len()]), Mutation::None);
+        medium.begin(Phase::Write);
+        ImageStore::create_on(&*medium, self.geometry).unwrap();
+        Disk::new(medium.disk().cache)
+    }
+}
+
+impl History {
+    /// A history that begins with the opening of a new image; that opening is looked at if there is a `probe`.
+    pub fn begin(
+        setup: &Setup,
+        world: &Arc<World>,
+        disk: Disk,
+        probe: Option<&mut Explorer>,
+        mutation: Mutation,
+    ) -> Result<Self, Finding> {
+        let mut history = Self {
+            world: Arc::clone(world),
+            mutation,
+            medium: PowerMedium::new(world, disk, mutation),
+            boot: 1,
+            store: None,
+            lane: None,
+            oracle: Oracle::new(setup.geometry, &setup.zones, &setup.sectors),
+            written: vec![0; usize::try_from(setup.geometry.capacity_sectors()).unwrap()],
+        };
+        history.watch(&probe);
+        history.open(LastUse::Closed)?;
+        let oracle = history.oracle.clone();
+        history.look(probe, &oracle, &oracle)?;
+        Ok(history)
+    }
+
+    /// Does `op`, and looks at each of its moments through `probe`. `false`: it can't be done now.
+    pub fn run(&mut self, op: &Op, mut probe: Option<&mut Explorer>) -> Result<bool, Finding> {
+        if !self.is_possible(op) {
+            return Ok(false);
+        }
+        self.watch(&probe);
+        let before = self.oracle.clone();
+        match op {
+            Op::Write { zone, sectors } => self.write(*zone, *sectors, false)?,
+            Op::Gap { zone } => self.write(*zone, 2, true)?,
+            Op::WriteConventional { sector, sectors } => self.write_conventional(*sector, *sectors)?,
+            Op::Commit { flush, finish, reset } => {
+                let (during, outcome) = self.commit(*flush, finish, reset);
+                outcome?;
+                return self.look(probe, &before, &during).map(|()| true);
+            }
+            Op::Reopen => {
+                self.close()?;
+                let mut during = before.clone();
+                during.allow_now(|_| true);
+                self.look(probe.as_deref_mut(), &before, &during)?;
+                self.watch(&probe);
+                self.open(LastUse::Closed)?;
+                let oracle = self.oracle.clone();
+                return self.look(probe, &oracle, &oracle).map(|()| true);
+            }
+            Op::Kill => {
+                self.kill()?;
+                let mut during = before.clone();
+                during.allow_now(|_| true);
+                return self.look(probe, &before, &during).map(|()| true);
+            }
+            Op::FailingFlush { sync } => {
+                let during = self.failing_flush(*sync)?;
+                return self.look_at_cuts(probe, &during).map(|()| true);
+            }
+        }
+        let during = self.oracle.clone();
+        self.look(probe, &before, &during)?;
+        Ok(true)
+    }
+
+    fn is_possible(&self, op: &Op) -> bool {
+        let condition = |zone: usize| self.oracle.zones[zone].now.state.condition;
+        match op {
+            Op::Write { zone, sectors } => self.oracle.room(*zone) >= *sectors,
+            Op::Gap { zone } => self.oracle.room(*zone) >= 2,
+            Op::Commit { finish, reset, .. } => {
+                finish.iter().all(|&zone| {
+                    condition(zone).is_active()
+                        || condition(zone) == Condition::Empty && self.oracle.has_room()
+                }) && reset.iter().all(|&zone| condition(zone) != Condition::Empty)
+            }
+            _ => true,
+        }
+    }
+
+    fn store(&self) -> &ImageStore {
+        self.store.as_ref().unwrap()
+    }
+
+    fn watch(&self, probe: &Option<&mut Explorer>) {
+        let watch = probe
+            .as_ref()
+            .map_or_else(Watch::default, |probe| Watch { cuts: true, kills: probe.limits.kills });
+        self.medium.watch(watch);
+    }
+
+    /// Looks at the moments of what was just done, between `before` and now.
+    fn look(
+        &mut self,
+        probe: Option<&mut Explorer>,
+        before: &Oracle,
+        during: &Oracle,
+    ) -> Result<(), Finding> {
+        let Some(explorer) = probe else { return Ok(()) };
+        let Moments { cuts, kills } = self.medium.take_moments();
+        self.medium.watch(Watch::default());
+        explorer.boot = self.boot;
+        for disk in cuts {
+            explorer.cut_at(&disk, during)?;
+        }
+        if explorer.limits.kills {
+            let killed = before.killed(&self.oracle);
+            let cut_allowed = during.or(&killed);
+            for disk in kills {
+                explorer.kill_at(&disk, &killed, &cut_allowed)?;
+            }
+        }
+        let disk = self.medium.disk();
+        explorer.cut_at(&disk, &self.oracle)?;
+        if explorer.limits.kills && self.store.is_some() {
+            let killed = self.oracle.killed(&self.oracle);
+            let cut_allowed = self.oracle.or(&killed);
+            explorer.kill_at(&disk, &killed, &cut_allowed)?;
+        }
+        Ok(())
+    }
+
+    fn look_at_cuts(&mut self, probe: Option<&mut Explorer>, during: &Oracle) -> Result<(), Finding> {
+        let Some(explorer) = probe else { return Ok(()) };
+        explorer.boot = self.boot;
+        let Moments { cuts, .. } = self.medium.take_moments();
+        self.medium.watch(Watch::default());
+        for disk in cuts {
+            explorer.cut_at(&disk, during)?;
+        }
+        explorer.cut_at(&self.medium.disk(), &self.oracle)
+    }
+
+    /// New content for a sector of the disk.
+    fn content(&mut self, sector: usize) -> (Id, [u8; SECTOR_LEN]) {
+        self.written[sector] += 1;
+        let tag = (sector as u64 + 1) << 32 | u64::from(self.written[sector]);
+        let mut bytes = [0; SECTOR_LEN];
+        for part in bytes.as_chunks_mut::<8>().0 {
+            *part = tag.to_le_bytes();
+        }
+        (self.world.contents().id(&bytes), bytes)
+    }
+
+    fn write_sectors(&mut self, first: usize, sectors: usize) -> Result<Vec<Id>, Finding> {
+        let (mut ids, mut all) = (Vec::new(), Vec::new());
+        for sector in first..first + sectors {
+            let (id, bytes) = self.content(sector);
+            ids.push(id);
+            all.extend_from_slice(&bytes);
+        }
+        let written = self.lane.as_mut().unwrap().write_now((first * SECTOR_LEN) as u64, &all);
+        written.map_err(|error| format!("a write: {error}"))?;
+        Ok(ids)
+    }
+
+    fn write(&mut self, zone: usize, sectors: u32, gap: bool) -> Result<(), Finding> {
+        self.medium.begin(Phase::Write);
+        let Content { state, .. } = self.oracle.zones[zone].now;
+        let index = self.oracle.zones[zone].index;
+        let start =
+            usize::try_from(self.oracle.geometry.zone_start(index)).unwrap() + state.wp_sectors as usize;
+        let skipped = usize::from(gap);
+        let ids = self.write_sectors(start + skipped, sectors as usize - skipped)?;
+        let now = &mut self.oracle.zones[zone].now;
+        now.data.extend(std::iter::repeat_n(ZEROS, skipped).chain(ids));
+        now.state = match state.wp_sectors + sectors {
+            wp if wp == self.oracle.geometry.zone_capacity_sectors(index) => full(wp),
+            wp => open(wp),
+        };
+        let state = now.state;
+        self.store().publish(index, state);
+        Ok(())
+    }
+
+    fn write_conventional(&mut self, sector: usize, sectors: usize) -> Result<(), Finding> {
+        self.medium.begin(Phase::Write);
+        let first = self.oracle.sectors[sector].index;
+        let ids = self.write_sectors(first, sectors)?;
+        for (sector, id) in (sector..).zip(ids) {
+            self.oracle.write_sector(sector, id);
+        }
+        Ok(())
+    }
+
+    /// What may be found while it runs, and how it ended.
+    fn commit(&mut self, flush: bool, finish: &[usize], reset: &[usize]) -> (Oracle, Result<(), Finding>) {
+        for &zone in finish {
+            let state = &mut self.oracle.zones[zone].now.state;
+            *state = full(state.wp_sectors);
+        }
+        for &zone in reset {
+            self.oracle.zones[zone].now = Content { state: ZoneState::EMPTY, data: Vec::new() };
+        }
+        let [finished, emptied] = [finish, reset]
+            .map(|zones| zones.iter().map(|&zone| self.oracle.zones[zone].index).collect::<Vec<_>>());
+        for &zone in finish.iter().chain(reset) {
+            let zone = &self.oracle.zones[zone];
+            self.store().publish(zone.index, zone.now.state);
+        }
+        let named = |zone: u32| flush || finished.contains(&zone) || emptied.contains(&zone);
+        let mut during = self.oracle.clone();
+        during.allow_now(named);
+        self.medium.begin(match (flush, finish, reset) {
+            (true, ..) => Phase::Flush,
+            (_, [], _) => Phase::Reset,
+            _ => Phase::Finish,
+        });
+        let all = self.mutation == Mutation::ResetTakesAll && !reset.is_empty();
+        let outcome =
+            self.store().commit(&Commit { flush: flush || all, finished: &finished, reset: &emptied });
+        self.medium.end();
+        let done = match (outcome.durable, outcome.hole_failures.is_empty()) {
+            (Ok(()), true) => Ok(()),
+            other => Err(format!("a commit: {other:?}")),
+        };
+        if done.is_ok() {
+            self.oracle.promise(named);
+            if flush {
+                self.oracle.promise_sectors();
+            }
+        }
+        (during, done)
+    }
+
+    fn close(&mut self) -> Result<(), Finding> {
+        self.medium.begin(Phase::Close);
+        let closed = self.store().close();
+        self.medium.end();
+        closed.map_err(|error| format!("closing: {error}"))?;
+        (self.store, self.lane) = (None, None);
+        self.oracle.restart();
+        self.oracle.promise(|_| true);
+        self.oracle.promise_sectors();
+        Ok(())
+    }
+
+    fn kill(&mut self) -> Result<(), Finding> {
+        (self.store, self.lane) = (None, None);
+        self.oracle.restart();
+        self.open(LastUse::Killed)?;
+        self.oracle.promise(|_| true);
+        self.oracle.promise_sectors();
+        Ok(())
+    }
+
+    fn failing_flush(&mut self, sync: u32) -> Result<Oracle, Finding> {
+        self.medium.fail_sync_after(Some(sync));
+        let (during, outcome) = self.commit(true, &[], &[]);
+        self.medium.fail_sync_after(None);
+        (self.store, self.lane) = (None, None);
+        if outcome.is_ok() {
+            // It had no such sync.
+            return self.kill().map(|()| during);
+        }
+        let store = Arc::new(open_store(&self.medium, self.boot)?);
+        let found = Found { states: store.initial_states(), data: self.medium.data() };
+        during.check(&found).map_err(|why| format!("after a sync that failed: {why}"))?;
+        self.oracle.adopt(&found);
+        self.lane = Some(store.open_lane(EngineChoice::Sync).unwrap());
+        self.store = Some(store);
+        Ok(during)
+    }
+
+    /// Opens the image, which must hold exactly what it should.
+    fn open(&mut self, last_use: LastUse) -> Result<(), Finding> {
+        let boot = match (self.mutation, last_use) {
+            (Mutation::LiveForgotten, LastUse::Killed) => self.boot + 1,
+            _ => self.boot,
+        };
+        let store = open_store(&self.medium, boot)?;
+        let found = Found { states: store.initial_states(), data: self.medium.data() };
+        let exact = self.oracle.killed(&self.oracle);
+        exact.check(&found).map_err(|why| format!("after {last_use:?}: {why}"))?;
+        let how = store.info().map_err(|error| error.to_string())?.last_use;
+        if how != last_use && self.mutation == Mutation::None {
+            return Err(format!("it was left {last_use:?} and is found {how:?}"));
+        }
+        let store = Arc::new(store);
+        self.lane = Some(store.open_lane(EngineChoice::Sync).unwrap());
+        self.store = Some(store);
+        Ok(())
+    }
+}

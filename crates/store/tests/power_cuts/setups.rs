@@ -1,0 +1,126 @@
+//! The disks whose short histories are all gone through, and the walk through them.
+
+use std::sync::Arc;
+
+use virtio_zbd_zones::{Geometry, GeometryConfig};
+
+use crate::explore::Explorer;
+use crate::history::{Finding, History, Op, Setup};
+
+/// One conventional zone, and two sequential ones that are used: their states are in different sectors of one page.
+pub fn one_page() -> Setup {
+    let geometry = Geometry::new(GeometryConfig {
+        capacity_sectors: 61 * 4,
+        zone_sectors: 4,
+        zone_capacity_sectors: 3,
+        conventional_zones: 1,
+        max_open_zones: 0,
+        max_active_zones: 0,
+        max_append_sectors: 3,
+        write_granularity_bytes: 512,
+    });
+    let ops = vec![
+        Op::Write { zone: 0, sectors: 1 },
+        Op::Write { zone: 1, sectors: 2 },
+        Op::Gap { zone: 0 },
+        Op::WriteConventional { sector: 0, sectors: 1 },
+        Op::flush(),
+        Op::finish(0),
+        Op::reset(&[0]),
+        Op::reset(&[0, 1]),
+        Op::Reopen,
+        Op::Kill,
+    ];
+    Setup {
+        name: "one page",
+        geometry: geometry.unwrap(),
+        zones: vec![1, 60],
+        sectors: vec![1],
+        ops,
+        repeats_are_safe: false,
+    }
+}
+
+/// As [`one_page`], with fewer things that happen: longer histories are gone through in the same time.
+pub fn few_ops() -> Setup {
+    let ops = vec![
+        Op::Write { zone: 1, sectors: 2 },
+        Op::Write { zone: 0, sectors: 1 },
+        Op::flush(),
+        Op::reset(&[0]),
+    ];
+    Setup { name: "few operations", ops, ..one_page() }
+}
+
+/// Two zones in different pages, of which only one may be active.
+pub fn two_pages() -> Setup {
+    let geometry = Geometry::new(GeometryConfig {
+        capacity_sectors: 505 * 2,
+        zone_sectors: 2,
+        zone_capacity_sectors: 2,
+        conventional_zones: 0,
+        max_open_zones: 1,
+        max_active_zones: 1,
+        max_append_sectors: 2,
+        write_granularity_bytes: 512,
+    });
+    let ops = vec![
+        Op::Write { zone: 0, sectors: 1 },
+        Op::Write { zone: 1, sectors: 1 },
+        Op::flush(),
+        Op::Commit { flush: true, finish: vec![0], reset: vec![] },
+        Op::reset(&[1]),
+    ];
+    Setup {
+        name: "two pages",
+        geometry: geometry.unwrap(),
+        zones: vec![1, 504],
+        sectors: vec![],
+        ops,
+        repeats_are_safe: false,
+    }
+}
+
+/// As [`one_page`], with syncs that fail: the opening after that goes back to what the medium may have.
+pub fn failing_syncs() -> Setup {
+    let ops = vec![
+        Op::Write { zone: 0, sectors: 1 },
+        Op::WriteConventional { sector: 0, sectors: 1 },
+        Op::flush(),
+        Op::FailingFlush { sync: 0 },
+        Op::FailingFlush { sync: 1 },
+        Op::reset(&[0]),
+    ];
+    Setup { name: "failing syncs", ops, repeats_are_safe: true, ..one_page() }
+}
+
+/// Goes through every history of at most `len` operations, and looks at every moment of each. Returns how
+/// many there are.
+///
+/// # Errors
+/// The first that ends badly: the shortest.
+pub fn every_history(setup: &Setup, len: usize, explorer: &mut Explorer) -> Result<u64, Finding> {
+    let (world, mutation) = (Arc::clone(&explorer.world), explorer.mutation);
+    let new = setup.new_disk(&world);
+    History::begin(setup, &world, new.clone(), Some(explorer), mutation)?;
+    let mut histories = 1;
+    let mut paths: Vec<Vec<&Op>> = vec![Vec::new()];
+    for _ in 0..len {
+        let mut longer = Vec::new();
+        for path in &paths {
+            for op in &setup.ops {
+                let told = |why| format!("{}, {path:?} and then {op:?}: {why}", setup.name);
+                let mut history = History::begin(setup, &world, new.clone(), None, mutation).map_err(told)?;
+                for op in path {
+                    history.run(op, None).map_err(told)?;
+                }
+                if history.run(op, Some(explorer)).map_err(told)? {
+                    histories += 1;
+                    longer.push(path.iter().copied().chain([op]).collect());
+                }
+            }
+        }
+        paths = longer;
+    }
+    Ok(histories)
+}
