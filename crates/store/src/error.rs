@@ -55,6 +55,15 @@ pub enum StoreError {
     /// A commit was to reset a zone that was not published as empty, so its data is in use.
     #[error("{name}: zone {zone} was to be reset but is not empty: {found:?}")]
     NotEmpty { name: String, zone: u32, found: Option<ZoneState> },
+    /// Its power was cut on purpose.
+    #[error("{name}: its power was cut, as was asked for")]
+    PowerCut { name: String },
+    /// A power cut is for images.
+    #[error("{name} can't be left as by a power cut; only an image of a zoned disk can")]
+    NoPowerCut { name: String },
+    /// What was done to the disk could not be written down any more.
+    #[error("{name}: the recording ends before the disk was closed ({first})")]
+    RecordingEnded { name: String, first: String },
     /// The disk is too long to be held in memory.
     #[error("a disk of {capacity_bytes} bytes can't be held in memory: {source}")]
     Memory { capacity_bytes: u64, r#source: io::Error },

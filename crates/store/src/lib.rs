@@ -29,6 +29,7 @@ mod lock;
 mod medium;
 mod ram;
 mod raw;
+pub mod record;
 mod store;
 
 pub use buffer::{IoBuffer, OutOfBuffer, OutOfGuestMemory, Segments};

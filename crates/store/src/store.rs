@@ -58,6 +58,17 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// The flush failed: the disk is left as after a kill.
     fn close(&self) -> Result<(), StoreError>;
+
+    /// Ends the store as a power cut would that leaves the zones in `states`, one for each, as a restart finds them, and the
+    /// sectors as they are. The lanes must be gone. Whoever opens it next finds that the machine was stopped. What lies
+    /// behind the zones' data goes then, at the latest.
+    ///
+    /// # Errors
+    /// Not every store can be ended so; the medium's.
+    fn cut_power(&self, states: &[ZoneState]) -> Result<(), StoreError> {
+        let _ = states;
+        Err(StoreError::NoPowerCut { name: self.identity().description })
+    }
 }
 
 /// What to make durable.

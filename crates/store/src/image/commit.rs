@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 
+use uuid::Uuid;
 use virtio_zbd_zones::{Geometry, ZoneState};
 
 use super::format::Layout;
@@ -79,6 +81,48 @@ impl ImageStore {
                 PageFailure::Sync(error) => self.sync_failed(book, error),
             },
         )
+    }
+
+    /// Makes the image one that a power cut has left: `states` in the pages, and a superblock that names no boot that ever was.
+    ///
+    /// The data comes first, then the pages, then the superblock, each on the medium before the next. So whenever this ends
+    /// early, by a kill or by a power cut of the real kind, there is a good image: up to the superblock the one that was,
+    /// which a kill leaves by its live area and a power cut by its pages, old or new.
+    pub(super) fn leave_as_cut(&self, book: &mut Book, states: &[ZoneState]) -> Result<(), StoreError> {
+        let name = || self.name();
+        if self.live().is_none() {
+            return Err(StoreError::ReadOnly { name: name() });
+        }
+        if let Some(halt) = &book.halt {
+            return Err(halt.error(name()));
+        }
+        self.writes_end.store(true, Ordering::SeqCst);
+        let zone_count = self.geometry.zone_count();
+        if u32::try_from(states.len()) != Ok(zone_count) {
+            let zone = u32::try_from(states.len()).unwrap_or(u32::MAX);
+            return Err(StoreError::NoSuchZone { name: name(), zone, zone_count });
+        }
+        let mut changes = Changes::new();
+        for (zone, state) in (0..).zip(states) {
+            let state = state.after_restart(&self.geometry, zone).to_bits();
+            let checked = checked_state(&self.geometry, zone, state, "given states", 8 * u64::from(zone));
+            checked.map_err(|fault| StoreError::Image { name: name(), fault })?;
+            changes.entry(Layout::page_of(zone)).or_default().push(state);
+        }
+        self.medium.sync_data().map_err(|error| self.sync_failed(book, error))?;
+        changes.retain(|&page, states| book.pages.needs_write(&self.layout, page, states));
+        write_pages(&mut book.pages, &*self.medium, &self.geometry, &self.layout, changes).map_err(
+            |failure| match failure {
+                PageFailure::Write(error) => StoreError::io(name(), "writing zone states")(error),
+                PageFailure::Sync(error) => self.sync_failed(book, error),
+            },
+        )?;
+        let no_boot = *Uuid::new_v4().as_bytes();
+        book.superblocks
+            .write(&*self.medium, |superblock| superblock.live_boot_id = no_boot)
+            .map_err(StoreError::io(name(), "writing the superblock"))?;
+        book.halt = Some(Halt::Closed);
+        Ok(())
     }
 
     /// What the pages shall hold: the live states of all zones in `taken` and of the named ones, the shadow

@@ -347,6 +347,10 @@ impl Store for ImageStore {
         book.halt = Some(Halt::Closed);
         Ok(())
     }
+
+    fn cut_power(&self, states: &[ZoneState]) -> Result<(), StoreError> {
+        self.leave_as_cut(&mut self.lock_book(), states)
+    }
 }
 
 impl ImageStore {

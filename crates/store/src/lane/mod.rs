@@ -4,6 +4,7 @@ mod op;
 mod poll;
 mod ring;
 mod slab;
+mod tap;
 mod target;
 
 use std::fmt;
@@ -18,6 +19,7 @@ use crate::inject::{Fault, Faults, Operation};
 use op::{Action, Op};
 use poll::PollSet;
 use ring::Ring;
+pub(crate) use tap::{Change, Tap};
 pub(crate) use target::Target;
 
 /// Moves data between buffers and one disk, and waits: for that, and for every descriptor that it watches.
@@ -36,6 +38,8 @@ pub struct Lane {
     /// What has ended and was not fetched.
     ready: Vec<Event>,
     in_flight: usize,
+    /// Who is told of changes; goes after the waiter, which still has some of them.
+    tap: Option<Arc<dyn Tap>>,
 }
 
 /// Something that a worker waits for.
@@ -90,13 +94,18 @@ impl Lane {
         engine: EngineChoice,
     ) -> io::Result<Self> {
         let waiter = Waiter::open(engine)?;
-        let faults = Faults::default();
-        Ok(Self { target, capacity_bytes, writes_end, waiter, faults, ready: Vec::new(), in_flight: 0 })
+        let (faults, ready) = (Faults::default(), Vec::new());
+        Ok(Self { target, capacity_bytes, writes_end, waiter, faults, ready, in_flight: 0, tap: None })
     }
 
     /// The same with faults on purpose.
     pub(crate) fn with_faults(self, faults: Faults) -> Self {
         Self { faults, ..self }
+    }
+
+    /// From now on `tap` is told of every change.
+    pub(crate) fn set_tap(&mut self, tap: Arc<dyn Tap>) {
+        self.tap = Some(tap);
     }
 
     /// What does the work, for logs: "io_uring", "pread/pwrite", or "memory" for a disk that needs neither.
@@ -195,6 +204,9 @@ impl Lane {
                 Waiter::Poll(set) if block => set.turn(rest, &mut self.ready)?,
                 Waiter::Poll(set) => set.turn(Some(Duration::ZERO), &mut self.ready)?,
             }
+            if self.tap.as_ref().is_some_and(|tap| tap.is_over()) {
+                return Err(io::Error::new(io::ErrorKind::BrokenPipe, "the disk's power was cut"));
+            }
             if !self.ready.is_empty() || rest == Some(Duration::ZERO) {
                 let done = self.ready.iter().filter(|event| matches!(event, Event::Done { .. })).count();
                 self.in_flight -= done;
@@ -214,6 +226,7 @@ impl Lane {
         let result = match self.allowed(&op, fits).and_then(|()| self.inject(&mut op)) {
             Err(error) => Err(error),
             Ok(()) if op.rest_bytes() == 0 => Ok(()),
+            Ok(()) if self.tap.as_ref().is_some_and(|tap| !op.begin(tap)) => return,
             Ok(()) => match (&mut self.waiter, &self.target) {
                 (Waiter::Ring(ring), Target::File { fd, base_bytes }) => {
                     let Some((refused, error)) = ring.submit(op, fd.as_raw_fd(), *base_bytes) else { return };
@@ -223,7 +236,7 @@ impl Lane {
                 (_, target) => target.perform(&mut op),
             },
         };
-        self.ready.push(Event::Done { token: op.token, buffer: op.into_buffer(), result });
+        self.ready.push(op.into_event(result));
     }
 
     /// Lets happen to an operation what a rule says.

@@ -1,7 +1,10 @@
 //! One read, write or clearing, from its submission to its end.
 
 use std::io;
+use std::sync::Arc;
 
+use super::Event;
+use super::tap::{Change, Tap, Tapped};
 use crate::buffer::{IoBuffer, Segments, Window};
 
 /// What an operation does with its range of the medium.
@@ -29,6 +32,8 @@ pub(super) struct Op {
     /// A fault on purpose: the next system call moves no more than this.
     cut: Option<Cut>,
     scratch: Segments,
+    /// Who waits for its end besides the lane's owner.
+    tapped: Option<Tapped>,
 }
 
 /// What a fault on purpose does to the next system call of an operation.
@@ -54,22 +59,25 @@ impl Op {
         offset_bytes: u64,
         len_bytes: u64,
     ) -> Self {
-        let scratch = Segments::default();
+        Self::new(token, action, Some(buffer), offset_bytes, len_bytes)
+    }
+
+    pub(super) fn zero(token: u64, action: Action, offset_bytes: u64, len_bytes: u64) -> Self {
+        Self::new(token, action, None, offset_bytes, len_bytes)
+    }
+
+    fn new(token: u64, action: Action, buffer: Option<IoBuffer>, offset_bytes: u64, len_bytes: u64) -> Self {
         Self {
             token,
             action,
-            buffer: Some(buffer),
+            buffer,
             offset_bytes,
             len_bytes,
             done_bytes: 0,
             cut: None,
-            scratch,
+            scratch: Segments::default(),
+            tapped: None,
         }
-    }
-
-    pub(super) fn zero(token: u64, action: Action, offset_bytes: u64, len_bytes: u64) -> Self {
-        let scratch = Segments::default();
-        Self { token, action, buffer: None, offset_bytes, len_bytes, done_bytes: 0, cut: None, scratch }
     }
 
     /// Where the part that is not done begins, from the disk's start.
@@ -106,8 +114,25 @@ impl Op {
         self.buffer.as_mut()
     }
 
-    pub(super) fn into_buffer(self) -> Option<IoBuffer> {
-        self.buffer
+    /// Tells `tap` that this change begins. Returns whether it may.
+    pub(super) fn begin(&mut self, tap: &Arc<dyn Tap>) -> bool {
+        let (offset_bytes, len_bytes) = (self.offset_bytes, self.len_bytes);
+        let change = match (self.action, &self.buffer) {
+            (Action::Read, _) => return true,
+            (_, Some(buffer)) => Change::Write { offset_bytes, buffer },
+            (_, None) => Change::Zero { offset_bytes, len_bytes },
+        };
+        let id = tap.begin(&change);
+        self.tapped = id.map(|id| Tapped::new(Arc::clone(tap), id));
+        id.is_some()
+    }
+
+    /// The operation has ended: what its lane's owner is told.
+    pub(super) fn into_event(self, result: io::Result<()>) -> Event {
+        if let Some(tapped) = self.tapped {
+            tapped.end(result.is_ok());
+        }
+        Event::Done { token: self.token, buffer: self.buffer, result }
     }
 
     /// The memory for the next system call.

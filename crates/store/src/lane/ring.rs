@@ -162,7 +162,7 @@ impl Ring {
             Step::Done(end) => self.ops.remove(index).map(|op| (op, end)),
         };
         if let Some((op, result)) = ended {
-            events.push(Event::Done { token: op.token, buffer: op.into_buffer(), result });
+            events.push(op.into_event(result));
         }
     }
 
