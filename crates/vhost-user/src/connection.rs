@@ -1,7 +1,9 @@
 //! One front-end, from its first message to its last.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
+use virtio_zbd_mapguard::Alarm;
 use zerocopy::IntoBytes;
 
 use crate::Backend;
@@ -9,6 +11,9 @@ use crate::message::{ProtocolFeatures, id, request_name};
 use crate::request::{Request, decode};
 use crate::socket::{Channel, ChannelError, Frame};
 use crate::state::{Answer, State};
+
+/// How long a message may take from its first byte to its last. Front-ends send it in one piece.
+pub(crate) const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How a connection ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,16 +31,26 @@ pub enum End {
 /// this returns.
 ///
 /// For a program that gets its connections from elsewhere than a [`Server`](crate::Server): inherited, by a socket pair, or from
-/// a listener of its own.
+/// a listener of its own. The limit to a message's time is that of
+/// [`Server::with_message_timeout`](crate::Server::with_message_timeout).
 pub fn serve_connection<B: Backend>(backend: &B, socket: impl Into<OwnedFd>, stop: impl AsFd) -> End {
-    serve(backend, socket.into(), stop.as_fd())
+    serve(backend, socket.into(), stop.as_fd(), MESSAGE_TIMEOUT)
 }
 
 /// Serves a front-end until one of the sides has enough. Queues are stopped and everything is given back when
-/// this returns.
-pub(crate) fn serve<B: Backend>(backend: &B, socket: OwnedFd, stop: BorrowedFd<'_>) -> End {
-    let channel = Channel::new(socket, stop);
-    let mut state = State::new(backend);
+/// this returns. No message may take longer than `message_timeout`.
+pub(crate) fn serve<B: Backend>(
+    backend: &B,
+    socket: OwnedFd,
+    stop: BorrowedFd<'_>,
+    message_timeout: Duration,
+) -> End {
+    let alarm = match Alarm::new() {
+        Ok(alarm) => alarm,
+        Err(error) => return End::Broken(format!("no way to guard its memory: {error}")),
+    };
+    let channel = Channel::new(socket, stop, alarm.clone(), message_timeout);
+    let mut state = State::new(backend, alarm);
     loop {
         let step = channel.recv().map_err(End::from).and_then(|frame| {
             let request = frame.request;

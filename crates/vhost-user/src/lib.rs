@@ -31,7 +31,7 @@
 //! process drives any vhost-user back-end. Back-ends that it is tried with: this crate's server and QEMU's
 //! storage daemon.
 
-// Mapping the client's memory needs some: one module allows it for itself.
+// Mapping the client's memory and guarding a front-end's need some: two modules allow it for themselves.
 #![deny(unsafe_code)]
 
 pub mod client;
@@ -40,6 +40,7 @@ mod backend;
 mod connection;
 mod fault;
 mod frontend;
+mod guarded;
 mod inflight;
 mod memory;
 mod message;

@@ -3,22 +3,25 @@
 //! A table is never changed: a new one is made from it, so that a wrong message leaves everything as it was,
 //! and so that a queue that runs keeps the memory that it was started with.
 //!
-//! A region must lie within its file when it is given: what lies past the end of a file cannot be touched
-//! (SIGBUS). A front-end that shrinks a file afterwards can still bring the process down; one that is not
-//! trusted must be kept from it by a sealed memfd or by serving it from a process of its own.
+//! A region must lie within its file when it is given. A front-end that shrinks the file afterwards loses its
+//! memory, and we lose the front-end: the region is guarded, reads as zeros from then on, and an alarm ends
+//! the connection.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use rustix::fs::{FileType, fstat, fstatfs};
 use rustix::io::Errno;
 use rustix::param::page_size;
+use virtio_zbd_mapguard::Alarm;
 use vm_memory::mmap::MmapRegionError;
 use vm_memory::{
     FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionCollectionError, GuestRegionMmap, MmapRegion,
 };
 
+use crate::guarded::Guarded;
 use crate::message::{MEMORY_SLOTS_MAX, MemRegion};
 use crate::notifier::type_name;
 
@@ -35,7 +38,7 @@ pub(crate) struct MemoryTable {
 #[derive(Clone, Debug)]
 struct Region {
     named: MemRegion,
-    mapping: Arc<GuestRegionMmap>,
+    mapping: Arc<Guarded<GuestRegionMmap>>,
 }
 
 /// Why a region cannot be added or removed.
@@ -73,6 +76,8 @@ pub(crate) enum MemoryError {
     Io(#[from] Errno),
     #[error("the memory cannot be mapped: {0}")]
     Map(#[from] MmapRegionError),
+    #[error("the memory's mapping cannot be guarded: {0}")]
+    Guard(#[source] io::Error),
     #[error("the memory regions do not fit together: {0}")]
     Collection(#[from] GuestRegionCollectionError),
 }
@@ -83,20 +88,20 @@ impl MemoryTable {
         Self { regions: Vec::new(), guest: Arc::new(GuestMemoryMmap::new()) }
     }
 
-    /// A table of exactly these regions, each with its file.
-    pub(crate) fn of(regions: Vec<(MemRegion, OwnedFd)>) -> Result<Self, MemoryError> {
+    /// A table of exactly these regions, each with its file. The alarm is raised when one of them is lost.
+    pub(crate) fn of(regions: Vec<(MemRegion, OwnedFd)>, alarm: &Alarm) -> Result<Self, MemoryError> {
         let mut mapped: Vec<Region> = Vec::with_capacity(regions.len());
         for (named, fd) in regions {
             for other in &mapped {
                 check_apart(&other.named, &named)?;
             }
-            mapped.push(Region::map(named, fd)?);
+            mapped.push(Region::map(named, fd, alarm)?);
         }
         Self::collect(mapped)
     }
 
     /// This table and one region more.
-    pub(crate) fn with(&self, named: MemRegion, fd: OwnedFd) -> Result<Self, MemoryError> {
+    pub(crate) fn with(&self, named: MemRegion, fd: OwnedFd, alarm: &Alarm) -> Result<Self, MemoryError> {
         if self.regions.len() >= MEMORY_SLOTS_MAX {
             return Err(MemoryError::TooMany);
         }
@@ -104,7 +109,7 @@ impl MemoryTable {
             check_apart(&other.named, &named)?;
         }
         let mut regions = self.regions.clone();
-        regions.push(Region::map(named, fd)?);
+        regions.push(Region::map(named, fd, alarm)?);
         Self::collect(regions)
     }
 
@@ -137,7 +142,7 @@ impl MemoryTable {
     }
 
     fn collect(regions: Vec<Region>) -> Result<Self, MemoryError> {
-        let mut sorted: Vec<_> = regions.iter().map(|region| Arc::clone(&region.mapping)).collect();
+        let mut sorted: Vec<_> = regions.iter().map(|region| Arc::clone(region.mapping.mapping())).collect();
         sorted.sort_by_key(|mapping| vm_memory::GuestMemoryRegion::start_addr(&**mapping));
         let guest = if sorted.is_empty() {
             GuestMemoryMmap::new()
@@ -153,7 +158,7 @@ impl Region {
     ///
     /// A mapping begins at a page of its file. A region that does not is mapped from there on, and guest
     /// memory then begins less than a page before the region; nothing else may be in that place.
-    fn map(named: MemRegion, fd: OwnedFd) -> Result<Self, MemoryError> {
+    fn map(named: MemRegion, fd: OwnedFd, alarm: &Alarm) -> Result<Self, MemoryError> {
         let MemRegion { guest_addr, size_bytes, user_addr, mmap_offset_bytes } = named;
         if size_bytes == 0 {
             return Err(MemoryError::Empty);
@@ -189,6 +194,7 @@ impl Region {
         let file = FileOffset::new(File::from(fd), mmap_offset_bytes - prefix_bytes);
         let mapping = MmapRegion::from_file(file, length)?;
         let mapping = GuestRegionMmap::new(mapping, GuestAddress(guest_start)).ok_or(too_large)?;
+        let mapping = Guarded::new(mapping, alarm).map_err(MemoryError::Guard)?;
         Ok(Self { named, mapping: Arc::new(mapping) })
     }
 }
@@ -238,14 +244,22 @@ mod tests {
         MemRegion { guest_addr, size_bytes, user_addr, mmap_offset_bytes }
     }
 
+    fn alarm() -> Alarm {
+        Alarm::new().unwrap()
+    }
+
+    fn table_of(regions: Vec<(MemRegion, OwnedFd)>) -> Result<MemoryTable, MemoryError> {
+        MemoryTable::of(regions, &alarm())
+    }
+
     fn refusal(named: MemRegion, file_bytes: u64) -> String {
-        MemoryTable::of(vec![(named, memfd(file_bytes))]).unwrap_err().to_string()
+        table_of(vec![(named, memfd(file_bytes))]).unwrap_err().to_string()
     }
 
     #[test]
     fn addresses_are_translated_within_one_region() {
         let fd = memfd(0x6000);
-        let table = MemoryTable::of(vec![
+        let table = table_of(vec![
             (region(0x1_0000, 0x2000, 0x7000_0000, 0x4000), dup(&fd).unwrap()),
             (region(0x8_0000, 0x4000, 0x7000_2000, 0), fd),
         ])
@@ -273,8 +287,7 @@ mod tests {
     fn memory_is_the_file_at_its_offset() {
         let fd = memfd(0x4000);
         rustix::io::pwrite(&fd, b"here", 0x2010).unwrap();
-        let table =
-            MemoryTable::of(vec![(region(0x1000, 0x1000, 0x5000, 0x2000), dup(&fd).unwrap())]).unwrap();
+        let table = table_of(vec![(region(0x1000, 0x1000, 0x5000, 0x2000), dup(&fd).unwrap())]).unwrap();
         let mut found = [0; 4];
         table.guest().read_slice(&mut found, GuestAddress(0x1010)).unwrap();
         assert_eq!(&found, b"here");
@@ -288,14 +301,14 @@ mod tests {
         let fd = memfd(0x4000);
         rustix::io::pwrite(&fd, b"here", 0x1234).unwrap();
         let named = region(0x9_0234, 0x2000, 0x9_0234, 0x1234);
-        let table = MemoryTable::of(vec![(named, dup(&fd).unwrap())]).unwrap();
+        let table = table_of(vec![(named, dup(&fd).unwrap())]).unwrap();
         let mut found = [0; 4];
         let address = table.translate(0x9_0234, 4).unwrap();
         table.guest().read_slice(&mut found, address).unwrap();
         assert_eq!(&found, b"here");
         assert_eq!(table.guest().find_region(GuestAddress(0x9_2234)).map(|_| ()), None);
         // Its page begins before guest address 0.
-        let error = MemoryTable::of(vec![(region(0x233, 0x100, 0, 0x1234), fd)]).unwrap_err();
+        let error = table_of(vec![(region(0x233, 0x100, 0, 0x1234), fd)]).unwrap_err();
         assert!(matches!(error, MemoryError::Prefix { prefix_bytes: 0x234, .. }), "{error}");
     }
 
@@ -307,7 +320,7 @@ mod tests {
             region(0, 0x1000, u64::MAX - 0xffe, 0),
             region(0, 0x1000, 0, u64::MAX - 0xffe),
         ] {
-            let error = MemoryTable::of(vec![(named, memfd(0x1000))]).unwrap_err();
+            let error = table_of(vec![(named, memfd(0x1000))]).unwrap_err();
             assert!(matches!(error, MemoryError::Overflow { .. }), "{error}");
         }
         for (named, end) in [
@@ -315,7 +328,7 @@ mod tests {
             (region(0, 0x1000, 0, 0x1000), 0x2000),
             (region(0, 1 << 62, 0, 0), 1 << 62),
         ] {
-            let error = MemoryTable::of(vec![(named, memfd(0x1000))]).unwrap_err();
+            let error = table_of(vec![(named, memfd(0x1000))]).unwrap_err();
             let MemoryError::PastFile { end: found, file_bytes: 0x1000 } = error else {
                 panic!("{error}");
             };
@@ -323,22 +336,22 @@ mod tests {
         }
         // Larger than the address space of a process.
         let (named, file_bytes) = (region(0, 1 << 48, 0, 0), 1 << 48);
-        let error = MemoryTable::of(vec![(named, memfd(file_bytes))]).unwrap_err();
+        let error = table_of(vec![(named, memfd(file_bytes))]).unwrap_err();
         assert!(matches!(error, MemoryError::Map(_)), "{error}");
         let (reader, _writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
-        let error = MemoryTable::of(vec![(region(0, 1, 0, 0), reader)]).unwrap_err();
+        let error = table_of(vec![(region(0, 1, 0, 0), reader)]).unwrap_err();
         assert!(matches!(error, MemoryError::Kind("pipe")), "{error}");
         let read_only = tempfile::NamedTempFile::new().unwrap();
         read_only.as_file().set_len(0x1000).unwrap();
         let read_only = File::open(read_only.path()).unwrap();
-        let error = MemoryTable::of(vec![(region(0, 1, 0, 0), read_only.into())]).unwrap_err();
+        let error = table_of(vec![(region(0, 1, 0, 0), read_only.into())]).unwrap_err();
         assert!(matches!(error, MemoryError::Map(_)), "{error}");
     }
 
     #[test]
     fn regions_are_added_and_removed_and_do_not_overlap() {
         let fd = memfd(0x10_0000);
-        let add = |table: &MemoryTable, named| table.with(named, dup(&fd).unwrap());
+        let add = |table: &MemoryTable, named| table.with(named, dup(&fd).unwrap(), &alarm());
         let first = region(0x1_0000, 0x2000, 0x5_0000, 0);
         let one = add(&MemoryTable::empty(), first).unwrap();
         for named in [
@@ -370,16 +383,16 @@ mod tests {
     #[test]
     fn there_is_an_end_of_slots() {
         let fd = memfd(0x1000);
-        let mut table = MemoryTable::empty();
+        let (mut table, alarm) = (MemoryTable::empty(), alarm());
         let nth = |n: u64| region(n << 12, 0x1000, n << 12, 0);
         let slots = u64::try_from(MEMORY_SLOTS_MAX).unwrap();
         for n in 0..slots {
-            table = match table.with(nth(n), dup(&fd).unwrap()) {
+            table = match table.with(nth(n), dup(&fd).unwrap(), &alarm) {
                 Ok(table) => table,
                 Err(error) => panic!("slot {n}: {error}"),
             };
         }
-        let error = table.with(nth(slots), fd).unwrap_err();
+        let error = table.with(nth(slots), fd, &alarm).unwrap_err();
         assert!(matches!(error, MemoryError::TooMany), "{error}");
     }
 
@@ -396,12 +409,12 @@ mod tests {
         for named in
             [region(0, HUGE_BYTES, 0, 0x1000), region(0, 0x1000, 0, 0), region(0, HUGE_BYTES + 0x1000, 0, 0)]
         {
-            let error = MemoryTable::of(vec![(named, dup(&fd).unwrap())]).unwrap_err();
+            let error = table_of(vec![(named, dup(&fd).unwrap())]).unwrap_err();
             assert!(matches!(error, MemoryError::HugePage { .. }), "{error}");
         }
         // Mapping needs no page yet; touching would, and this machine may have none.
         let whole = region(0, HUGE_BYTES, 0, HUGE_BYTES);
-        assert!(MemoryTable::of(vec![(whole, fd)]).is_ok());
+        assert!(table_of(vec![(whole, fd)]).is_ok());
         assert_eq!(huge_page_bytes(&memfd(0x1000)), Ok(None));
     }
 }

@@ -110,6 +110,7 @@ impl Place {
 #[cfg(test)]
 mod tests {
     use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+    use virtio_zbd_mapguard::Alarm;
 
     use super::*;
     use crate::message::MemRegion;
@@ -124,7 +125,7 @@ mod tests {
             user_addr: 0x4000_0000,
             mmap_offset_bytes: 0,
         };
-        let memory = MemoryTable::of(vec![(region, fd)]).unwrap();
+        let memory = MemoryTable::of(vec![(region, fd)], &Alarm::new().unwrap()).unwrap();
         let good = Place { desc: 0x4000_f000, avail: 0x4000_0002, used: 0x4000_1004 };
         let areas = good.find(&memory, 256).unwrap();
         assert_eq!(areas.desc, GuestAddress(0x10_f000));

@@ -3,22 +3,29 @@
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
+use virtio_zbd_mapguard::Alarm;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::message::{FDS_MAX, Header, PAYLOAD_BYTES_MAX};
 
-/// A connection to a front-end, and the descriptor that ends all waiting on it.
+/// A connection to a front-end, and what ends all waiting on it.
 #[derive(Debug)]
 pub(crate) struct Channel<'stop> {
-    socket: OwnedFd,
+    /// Readable when the server is to stop.
     stop: BorrowedFd<'stop>,
+    /// Raised when memory that the front-end shares is lost.
+    lost: Alarm,
+    message_timeout: Duration,
+    /// Closed last: to a front-end that sees its end the server is done with it.
+    socket: OwnedFd,
 }
 
 /// A message as it came: its payload is as long as its header says, and not yet understood.
@@ -39,6 +46,12 @@ pub(crate) enum ChannelError {
     Closed,
     #[error("the connection ended in the middle of a message")]
     Truncated,
+    #[error("the front-end truncated the file of memory that it shares")]
+    MemoryLost,
+    #[error("the front-end stalled for {0:?} in the middle of a message")]
+    Stalled(Duration),
+    #[error("the front-end has not taken a reply for {0:?}")]
+    Deaf(Duration),
     #[error("message {request} has protocol version {found}, 1 is expected")]
     Version { request: u32, found: u32 },
     #[error("message {0} is marked as a reply, but nothing was asked")]
@@ -54,16 +67,24 @@ pub(crate) enum ChannelError {
 }
 
 impl<'stop> Channel<'stop> {
-    /// Talks over `socket`, a connected stream socket, until `stop` becomes readable.
-    pub(crate) fn new(socket: OwnedFd, stop: BorrowedFd<'stop>) -> Self {
-        Self { socket, stop }
+    /// Talks over `socket`, a connected stream socket, until `stop` becomes readable or `lost` is raised. From its
+    /// first byte on a message has `message_timeout` to come, as has a reply to be taken; between messages a
+    /// front-end may be silent for as long as it likes.
+    pub(crate) fn new(
+        socket: OwnedFd,
+        stop: BorrowedFd<'stop>,
+        lost: Alarm,
+        message_timeout: Duration,
+    ) -> Self {
+        Self { stop, lost, message_timeout, socket }
     }
 
     /// Waits for a whole message.
     pub(crate) fn recv(&self) -> Result<Frame, ChannelError> {
         let mut fds = Vec::new();
         let mut header = [0; size_of::<Header>()];
-        match self.fill(&mut header, &mut fds)? {
+        let mut deadline = None;
+        match self.fill(&mut header, &mut fds, &mut deadline)? {
             0 => return Err(ChannelError::Closed),
             length if length < header.len() => return Err(ChannelError::Truncated),
             _ => {}
@@ -84,7 +105,7 @@ impl<'stop> Channel<'stop> {
             .ok_or(ChannelError::TooLong { request, found: header.size_bytes })?;
 
         let mut payload = vec![0; length];
-        if self.fill(&mut payload, &mut fds)? < length {
+        if self.fill(&mut payload, &mut fds, &mut deadline)? < length {
             return Err(ChannelError::Truncated);
         }
         let need_reply = header.flags & Header::NEED_REPLY != 0;
@@ -105,13 +126,18 @@ impl<'stop> Channel<'stop> {
         };
         let message = [header.as_bytes(), payload].concat();
         let mut rest = message.as_slice();
+        let deadline = self.deadline();
         while !rest.is_empty() {
             match send_with_fd(self.socket.as_fd(), rest, fd) {
                 Ok(length) => {
                     rest = rest.get(length..).unwrap_or_default();
                     fd = None;
                 }
-                Err(Errno::AGAIN) => self.wait(PollFlags::OUT)?,
+                Err(Errno::AGAIN) => {
+                    if !self.wait(PollFlags::OUT, deadline)? {
+                        return Err(ChannelError::Deaf(self.message_timeout));
+                    }
+                }
                 Err(Errno::INTR) => {}
                 Err(Errno::PIPE | Errno::CONNRESET) => return Err(ChannelError::Closed),
                 Err(errno) => return Err(errno.into()),
@@ -121,14 +147,24 @@ impl<'stop> Channel<'stop> {
     }
 
     /// Reads until `buffer` is full or the connection ends; returns how many bytes came. File descriptors are
-    /// added to `fds`.
-    fn fill(&self, buffer: &mut [u8], fds: &mut Vec<OwnedFd>) -> Result<usize, ChannelError> {
+    /// added to `fds`. Without a deadline the first byte sets one.
+    fn fill(
+        &self,
+        buffer: &mut [u8],
+        fds: &mut Vec<OwnedFd>,
+        deadline: &mut Option<Instant>,
+    ) -> Result<usize, ChannelError> {
         let mut length = 0;
         while let Some(rest) = buffer.get_mut(length..).filter(|rest| !rest.is_empty()) {
-            self.wait(PollFlags::IN)?;
+            if !self.wait(PollFlags::IN, *deadline)? {
+                return Err(ChannelError::Stalled(self.message_timeout));
+            }
             match receive(self.socket.as_fd(), rest, fds) {
                 Ok(0) => break,
-                Ok(more) => length += more,
+                Ok(more) => {
+                    length += more;
+                    *deadline = deadline.or_else(|| self.deadline());
+                }
                 // Closing a socket that still has unread replies resets it.
                 Err(ChannelError::Io(Errno::CONNRESET)) => break,
                 Err(ChannelError::Io(Errno::AGAIN | Errno::INTR)) => {}
@@ -138,12 +174,27 @@ impl<'stop> Channel<'stop> {
         Ok(length)
     }
 
-    fn wait(&self, events: PollFlags) -> Result<(), ChannelError> {
-        if wait_or_stop(self.socket.as_fd(), events, self.stop)? {
-            Ok(())
-        } else {
-            Err(ChannelError::Stopped)
+    /// When a message that begins now must be over.
+    fn deadline(&self) -> Option<Instant> {
+        Instant::now().checked_add(self.message_timeout)
+    }
+
+    /// Waits until the socket is ready (or broken); false if the time is over before.
+    fn wait(&self, events: PollFlags, deadline: Option<Instant>) -> Result<bool, ChannelError> {
+        let mut fds = [
+            PollFd::new(&self.socket, events),
+            PollFd::from_borrowed_fd(self.stop, PollFlags::IN),
+            PollFd::new(&self.lost, PollFlags::IN),
+        ];
+        let ready = poll_until(&mut fds, deadline)?;
+        let [_, stop, lost] = &fds;
+        if !stop.revents().is_empty() {
+            return Err(ChannelError::Stopped);
         }
+        if !lost.revents().is_empty() {
+            return Err(ChannelError::MemoryLost);
+        }
+        Ok(ready)
     }
 }
 
@@ -180,20 +231,16 @@ pub(crate) fn receive(
     Ok(received.bytes)
 }
 
-/// Waits until `fd` is ready (or broken): true. Or until `stop` is: false, even if both are.
-pub(crate) fn wait_or_stop(
-    fd: BorrowedFd<'_>,
-    events: PollFlags,
-    stop: BorrowedFd<'_>,
-) -> Result<bool, Errno> {
-    let mut fds = [PollFd::from_borrowed_fd(fd, events), PollFd::from_borrowed_fd(stop, PollFlags::IN)];
+/// Waits until one of `fds` is ready; false if the time is over before.
+pub(crate) fn poll_until(fds: &mut [PollFd<'_>], deadline: Option<Instant>) -> Result<bool, Errno> {
     loop {
-        match poll(&mut fds, None) {
-            Ok(_) => break,
+        let rest = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        // More than poll can wait for is no limit.
+        let rest = rest.and_then(|rest| Timespec::try_from(rest).ok());
+        match poll(fds, rest.as_ref()) {
+            Ok(ready) => return Ok(ready > 0),
             Err(Errno::INTR) => {}
             Err(errno) => return Err(errno),
         }
     }
-    let [_, stop] = &fds;
-    Ok(stop.revents().is_empty())
 }

@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use virtio_zbd_mapguard::Alarm;
 use vm_memory::{Address, Bytes, GuestAddress};
 
 use crate::backend::FeaturesRefused;
@@ -38,6 +39,8 @@ pub(crate) struct State<B: Backend> {
     memory: MemoryTable,
     /// The buffer for requests under way that the front-end keeps, once it has shown it.
     inflight: Option<Inflight>,
+    /// Raised when memory that the front-end shares is lost.
+    alarm: Alarm,
     rings: Vec<Ring<<B::Session as Session>::Queue>>,
 }
 
@@ -65,8 +68,8 @@ pub(crate) enum Answer {
 }
 
 impl<B: Backend> State<B> {
-    /// A front-end has connected.
-    pub(crate) fn new(backend: &B) -> Self {
+    /// A front-end has connected. `alarm` is raised when memory that it shares is lost.
+    pub(crate) fn new(backend: &B, alarm: Alarm) -> Self {
         let frontend = FrontendNotifier::default();
         // The messages that give a queue its file descriptors have eight bits for its index.
         let queue_count = backend.queue_count().min(256);
@@ -84,6 +87,7 @@ impl<B: Backend> State<B> {
             status: 0,
             memory: MemoryTable::empty(),
             inflight: None,
+            alarm,
             rings: (0..queue_count).map(|_| Ring::new()).collect(),
         }
     }
@@ -111,14 +115,14 @@ impl<B: Backend> State<B> {
                 self.need(ProtocolFeatures::STATUS, "STATUS")?;
                 return Ok(Answer::U64(self.status.into()));
             }
-            Request::SetMemTable(regions) => self.set_memory(MemoryTable::of(regions)?),
+            Request::SetMemTable(regions) => self.set_memory(MemoryTable::of(regions, &self.alarm)?),
             Request::GetMaxMemSlots => {
                 self.need_mem_slots()?;
                 return Ok(Answer::U64(u64::try_from(MEMORY_SLOTS_MAX).unwrap_or(u64::MAX)));
             }
             Request::AddMemReg(region, fd) => {
                 self.need_mem_slots()?;
-                self.set_memory(self.memory.with(region, fd)?);
+                self.set_memory(self.memory.with(region, fd, &self.alarm)?);
             }
             Request::RemMemReg(region) => {
                 self.need_mem_slots()?;
@@ -151,7 +155,7 @@ impl<B: Backend> State<B> {
             }
             Request::SetInflightFd(region, fd) => {
                 self.need_inflight()?;
-                self.set_inflight(Inflight::map(&region, self.rings.len(), fd)?);
+                self.set_inflight(Inflight::map(&region, self.rings.len(), fd, &self.alarm)?);
             }
             Request::NotOffered => return Err(Fault::NotOffered),
             Request::Unknown => return Err(Fault::Unknown),

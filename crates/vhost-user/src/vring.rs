@@ -16,6 +16,10 @@ use crate::{InflightQueue, Notifier};
 #[derive(Clone, Debug)]
 pub struct Vring {
     /// The guest's memory, as it is while this queue runs. It stays mapped for as long as this is held.
+    ///
+    /// If the front-end truncates the file behind it while the queue runs, it reads as zeros (a system call
+    /// on it fails with EFAULT before), and the connection is about to end. Once the queue has been handed
+    /// back nothing guards it any more.
     pub memory: Arc<GuestMemoryMmap>,
     /// How many entries the queue has.
     pub size: u16,

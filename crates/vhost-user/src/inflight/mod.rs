@@ -16,6 +16,7 @@ mod queue;
 mod tests;
 
 use std::fs::File;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -23,9 +24,11 @@ use std::sync::atomic::Ordering;
 use rustix::fs::{FileType, MemfdFlags, SealFlags, fcntl_add_seals, fstat, ftruncate, memfd_create};
 use rustix::io::Errno;
 use rustix::param::page_size;
+use virtio_zbd_mapguard::Alarm;
 use vm_memory::mmap::MmapRegionError;
 use vm_memory::{AtomicAccess, Bytes, FileOffset, MmapRegion, VolatileMemory};
 
+use crate::guarded::Guarded;
 use crate::message::InflightRegion;
 use crate::notifier::type_name;
 
@@ -58,7 +61,8 @@ pub struct Inflight {
 
 #[derive(Debug)]
 struct Inner {
-    mapping: MmapRegion,
+    /// Its file is the front-end's to truncate.
+    mapping: Guarded<Box<MmapRegion>>,
     /// Where in the mapping the buffer begins.
     start: usize,
     layout: Layout,
@@ -87,6 +91,8 @@ pub(crate) enum InflightError {
     Io(#[from] Errno),
     #[error("the buffer cannot be mapped: {0}")]
     Map(#[from] MmapRegionError),
+    #[error("the buffer's mapping cannot be guarded: {0}")]
+    Guard(#[source] io::Error),
 }
 
 impl Inflight {
@@ -106,11 +112,12 @@ impl Inflight {
         Ok((answer, fd))
     }
 
-    /// Maps a buffer that a front-end shows.
+    /// Maps a buffer that a front-end shows. Should its file be truncated, it reads as zeros and the alarm is raised.
     pub(crate) fn map(
         named: &InflightRegion,
         queue_count: usize,
         fd: OwnedFd,
+        alarm: &Alarm,
     ) -> Result<Self, InflightError> {
         let layout = Layout::new(named, queue_count)?;
         let InflightRegion { mmap_size_bytes: size_bytes, mmap_offset_bytes: offset_bytes, .. } = *named;
@@ -141,7 +148,8 @@ impl Inflight {
             return Err(overflow());
         }
         let file = FileOffset::new(File::from(fd), offset_bytes - prefix_bytes);
-        let mapping = MmapRegion::from_file(file, start + needed)?;
+        let mapping = Box::new(MmapRegion::from_file(file, start + needed)?);
+        let mapping = Guarded::new(mapping, alarm).map_err(InflightError::Guard)?;
         let has_notes = needed == layout.whole_bytes();
         Ok(Self {
             inner: Arc::new(Inner {
@@ -226,14 +234,15 @@ impl Inner {
 
     /// An aligned word. What a front-end's buffer could not hold was refused when it was mapped.
     fn load<T: AtomicAccess + Default>(&self, at: usize) -> T {
-        let word = self.mapping.as_volatile_slice().load(self.start + at, Ordering::Acquire);
+        let word = self.mapping.mapping().as_volatile_slice().load(self.start + at, Ordering::Acquire);
         debug_assert!(word.is_ok(), "the buffer was checked");
         word.unwrap_or_default()
     }
 
     /// Release: the stores before it are not moved behind it.
     fn store<T: AtomicAccess>(&self, at: usize, value: T) {
-        let stored = self.mapping.as_volatile_slice().store(value, self.start + at, Ordering::Release);
+        let stored =
+            self.mapping.mapping().as_volatile_slice().store(value, self.start + at, Ordering::Release);
         debug_assert!(stored.is_ok(), "the buffer was checked");
         #[cfg(test)]
         self.trace.lock().unwrap().push(self.bytes());
@@ -241,8 +250,8 @@ impl Inner {
 
     #[cfg(test)]
     fn bytes(&self) -> Vec<u8> {
-        let mut bytes = vec![0; self.mapping.len() - self.start];
-        self.mapping.as_volatile_slice().read_slice(&mut bytes, self.start).unwrap();
+        let mut bytes = vec![0; self.mapping.mapping().len() - self.start];
+        self.mapping.mapping().as_volatile_slice().read_slice(&mut bytes, self.start).unwrap();
         bytes
     }
 }

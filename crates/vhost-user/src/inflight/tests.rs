@@ -21,7 +21,11 @@ fn buffer(queue_size: u16, bytes: Option<&[u8]>) -> Inflight {
     if let Some(bytes) = bytes {
         assert_eq!(pwrite(&fd, bytes, 0).unwrap(), bytes.len());
     }
-    Inflight::map(&named, 2, fd).unwrap()
+    Inflight::map(&named, 2, fd, &alarm()).unwrap()
+}
+
+fn alarm() -> Alarm {
+    Alarm::new().unwrap()
 }
 
 fn seed() -> u64 {
@@ -302,7 +306,7 @@ fn a_region_of_garbage_is_survived() {
 #[test]
 fn marks_and_notes_are_kept_where_there_is_room() {
     let (named, fd) = Inflight::create(&asked(2, 4), 2).unwrap();
-    let region = Inflight::map(&named, 2, dup(&fd).unwrap()).unwrap();
+    let region = Inflight::map(&named, 2, dup(&fd).unwrap(), &alarm()).unwrap();
     assert!(region.has_notes());
     assert_eq!((region.queue_count(), region.queue_size()), (2, 4));
     let mut value = 100;
@@ -333,7 +337,7 @@ fn marks_and_notes_are_kept_where_there_is_room() {
 
     // The same file, described as another back-end would that keeps no notes.
     let short = InflightRegion { mmap_size_bytes: 256, ..named };
-    let region = Inflight::map(&short, 2, fd).unwrap();
+    let region = Inflight::map(&short, 2, fd, &alarm()).unwrap();
     assert!(!region.has_notes());
     region.set_mark(0, 7);
     region.set_note(0, 0, 0, 7);
@@ -348,8 +352,9 @@ fn a_buffer_is_sealed_and_one_that_can_t_be_is_refused() {
     assert!(fcntl_get_seals(&fd).unwrap().contains(SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL));
     assert!(ftruncate(&fd, 0).is_err());
 
-    let refused =
-        |named: &InflightRegion| Inflight::map(named, 4, dup(&fd).unwrap()).unwrap_err().to_string();
+    let refused = |named: &InflightRegion| {
+        Inflight::map(named, 4, dup(&fd).unwrap(), &alarm()).unwrap_err().to_string()
+    };
     for (queues, queue_size) in [(0, 8), (5, 8), (1, 0), (1, 32_769), (u16::MAX, u16::MAX)] {
         let named = InflightRegion { queues, queue_size, ..named };
         assert!(Inflight::create(&named, 4).is_err());
@@ -372,11 +377,11 @@ fn a_buffer_is_sealed_and_one_that_can_t_be_is_refused() {
     let file = tempfile::tempfile().unwrap();
     file.set_len(1 << 20).unwrap();
     let there = InflightRegion { mmap_offset_bytes: 4096 + 72, ..named };
-    let region = Inflight::map(&there, 4, file.try_clone().unwrap().into()).unwrap();
+    let region = Inflight::map(&there, 4, file.try_clone().unwrap().into(), &alarm()).unwrap();
     region.set_mark(0, 0x55);
     let mut found = [0];
     pread(&file, &mut found, 4096 + 72 + 4 * (256 * 16 + 64)).unwrap();
     assert_eq!(found, [0x55]);
     let (reader, _writer) = rustix::pipe::pipe().unwrap();
-    assert!(matches!(Inflight::map(&named, 4, reader), Err(InflightError::Kind("pipe"))));
+    assert!(matches!(Inflight::map(&named, 4, reader, &alarm()), Err(InflightError::Kind("pipe"))));
 }

@@ -8,7 +8,7 @@ pub mod peer;
 pub mod toy;
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
@@ -30,16 +30,30 @@ pub struct Harness {
     path: PathBuf,
     stop: Arc<OwnedFd>,
     done: Receiver<Result<(), String>>,
-    _dir: TempDir,
+    _dir: Option<TempDir>,
 }
 
 impl Harness {
     pub fn start(toy: Toy) -> Self {
+        Self::start_with(toy, |server| server)
+    }
+
+    /// With a server that `change` has made otherwise.
+    pub fn start_with(toy: Toy, change: impl FnOnce(Server) -> Server) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("vhost.sock");
+        let server = change(Server::bind(&path).unwrap());
+        Self { _dir: Some(dir), ..Self::run(toy, server, path) }
+    }
+
+    /// With a server whose socket at `path` belongs to the test.
+    pub fn over(server: Server, path: &Path) -> Self {
+        Self::run(Toy::new(), server, path.to_owned())
+    }
+
+    fn run(toy: Toy, server: Server, path: PathBuf) -> Self {
         let toy = Arc::new(toy);
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).unwrap());
-        let server = Server::bind(&path).unwrap();
         let (sender, done) = channel();
         let (backend, stop_fd) = (Arc::clone(&toy), Arc::clone(&stop));
         thread::spawn(move || {
@@ -47,7 +61,7 @@ impl Harness {
             drop(server);
             sender.send(result.map_err(|error| error.to_string())).unwrap();
         });
-        Self { toy, path, stop, done, _dir: dir }
+        Self { toy, path, stop, done, _dir: None }
     }
 
     pub fn path(&self) -> &PathBuf {
@@ -65,9 +79,19 @@ impl Harness {
 
     /// Stops the server and waits until it has returned. Fails if it has panicked before.
     pub fn stop(self) {
+        self.end();
+        assert!(!self.path.exists(), "the socket file is still there");
+    }
+
+    /// Stops a server that was given its socket.
+    pub fn stop_but_leave_the_file(self) {
+        self.end();
+        assert!(self.path.exists(), "the socket file is gone");
+    }
+
+    fn end(&self) {
         self.tell_stop();
         self.done.recv_timeout(PATIENCE).expect("the server did not return").unwrap();
-        assert!(!self.path.exists(), "the socket file is still there");
     }
 }
 
