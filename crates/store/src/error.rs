@@ -5,7 +5,7 @@ use std::io;
 use thiserror::Error;
 use virtio_zbd_zones::ZoneState;
 
-use crate::image::ImageFault;
+use crate::image::{ImageFault, UndoFault};
 
 /// Why a store could not be made, opened, or could not do what it was told.
 ///
@@ -20,6 +20,14 @@ pub enum StoreError {
     /// It is no image, or one that can't be used.
     #[error("{name}: {fault}")]
     Image { name: String, fault: ImageFault },
+    /// A repair failed half-way; the image is no worse than before it.
+    #[error(
+        "{name}: it could not be repaired to the end: {source}. What was changed until then can be undone with {kept}"
+    )]
+    Repair { name: String, kept: String, r#source: io::Error },
+    /// A repair can't be undone.
+    #[error("{name}: {fault}")]
+    Undo { name: String, fault: UndoFault },
     /// A raw disk would be made of something that is an image: its zones would be destroyed without a word.
     #[error("{name} is a vzbd image, not a raw disk; serve it as an image")]
     RawImage { name: String },

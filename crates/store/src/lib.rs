@@ -36,7 +36,8 @@ pub use buffer::{IoBuffer, OutOfBuffer, OutOfGuestMemory, Segments};
 pub use error::{StoreError, medium_is_bad};
 pub use image::{
     CheckOptions, CheckReport, CheckedImage, CreateOptions, Finding, FindingKind, ImageFault, ImageInfo,
-    ImageStore, LastUse, NextOpening, Omitted, OpenOptions, Opens, Remedy, Severity, ZoneCounts, ZoneRanges,
+    ImageStore, LastUse, NextOpening, Omitted, OpenOptions, Opens, Remedy, Repaired, Severity, UndoFault,
+    ZoneCounts, ZoneRanges,
 };
 pub use inject::{FaultRule, FaultRuleError, Faults};
 pub use lane::{EngineChoice, Event, Lane, Zeroing};

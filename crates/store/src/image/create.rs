@@ -104,13 +104,13 @@ fn existing(path: &Path, options: CreateOptions) -> Result<Option<File>, StoreEr
 }
 
 /// A file under a passing name beside its later place; removed if it does not get there.
-struct Unfinished {
-    file: File,
+pub(super) struct Unfinished {
+    pub(super) file: File,
     path: Option<PathBuf>,
 }
 
 impl Unfinished {
-    fn new(path: &Path) -> io::Result<Self> {
+    pub(super) fn new(path: &Path) -> io::Result<Self> {
         let mut name = OsString::from(".");
         name.push(path.file_name().ok_or(io::ErrorKind::InvalidInput)?);
         name.push(format!(".{}", Uuid::new_v4().simple()));
@@ -119,7 +119,7 @@ impl Unfinished {
         Ok(Self { file, path: Some(path) })
     }
 
-    fn take_name(mut self, path: &Path, replace: bool) -> io::Result<()> {
+    pub(super) fn take_name(mut self, path: &Path, replace: bool) -> io::Result<()> {
         let Some(own) = &self.path else { return Ok(()) };
         if replace {
             fs::rename(own, path)?;
@@ -142,12 +142,12 @@ impl Drop for Unfinished {
         if let Some(path) = self.path.take()
             && let Err(error) = fs::remove_file(&path)
         {
-            log::warn!("{}: an unfinished image could not be removed: {error}", path.display());
+            log::warn!("{}: an unfinished file could not be removed: {error}", path.display());
         }
     }
 }
 
-fn sync_directory(path: &Path) -> io::Result<()> {
+pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
     let directory = match path.parent() {
         Some(parent) if parent != Path::new("") => parent,
         _ => Path::new("."),

@@ -31,7 +31,7 @@ use crate::medium::{FileMedium, LiveWords, Medium};
 use crate::store::{Commit, CommitOutcome, Identity, Store};
 pub use check::{
     CheckOptions, CheckReport, CheckedImage, Finding, FindingKind, NextOpening, Omitted, Opens, Remedy,
-    Severity, ZoneCounts,
+    Repaired, Severity, UndoFault, ZoneCounts,
 };
 pub use create::CreateOptions;
 use dirty::DirtyPages;

@@ -5,12 +5,13 @@
 //! can't lose anything, `kept` keeps what it replaces, `undo` brings that back.
 
 mod bits;
+mod kept;
 mod pages;
+mod repair;
 mod report;
 mod sectors;
 mod superblocks;
-
-mod repair;
+mod undo;
 
 use std::io;
 use std::ops::Range;
@@ -25,11 +26,13 @@ use super::{ImageFault, ImageStore, LastUse, open_file};
 use crate::error::StoreError;
 use crate::medium::Medium;
 use repair::Plan;
+pub use repair::Repaired;
 pub use report::{
     CheckOptions, CheckReport, CheckedImage, Finding, FindingKind, NextOpening, Omitted, Opens, Remedy,
     Severity, ZoneCounts,
 };
 use report::{Findings, finding};
+pub use undo::UndoFault;
 
 impl ImageStore {
     /// Looks at all of an image that nobody writes to, and says everything that is wrong with it, whether an
@@ -57,6 +60,7 @@ impl ImageStore {
             len_bytes,
             findings: Findings::new(options.findings_max),
             plan: Plan::default(),
+            foreign: false,
             next: NextOpening::default(),
         };
         let image = walk.image(boot_id);
@@ -82,6 +86,8 @@ struct Walk<'a> {
     len_bytes: u64,
     findings: Findings,
     plan: Plan,
+    /// Something of another image is in the file.
+    foreign: bool,
     next: NextOpening,
 }
 
@@ -143,9 +149,25 @@ impl Walk<'_> {
         sectors::check(self, &frame, &states);
         sectors::check_undescribed(self, &frame);
         if !frame.writable {
-            self.plan.changes.clear();
+            self.repair_nothing(Remedy::NewerProgram, "A newer program may repair it");
+        } else if self.foreign && self.findings.count() > 1 {
+            // More than one thing that was written to the wrong place: then it may be the rest that is another image's.
+            self.repair_nothing(
+                Remedy::Copy,
+                "Together with what else was found, a repair would be a guess: use a copy of the image",
+            );
         }
         Some(image)
+    }
+
+    /// What was found to be repairable is not, for another reason.
+    fn repair_nothing(&mut self, remedy: Remedy, advice: &str) {
+        self.plan.changes.clear();
+        for finding in self.findings.kept.iter_mut().filter(|finding| finding.remedy == Remedy::Repair) {
+            finding.remedy = remedy;
+            advice.clone_into(&mut finding.advice);
+        }
+        self.findings.omitted.problems += std::mem::take(&mut self.findings.omitted.repairable);
     }
 
     /// What an opening says. It is asked, so that a check can't be of another opinion.

@@ -145,6 +145,7 @@ fn read(walk: &mut Walk<'_>, frame: &Frame, index: u32) -> Page {
             Err(why) => return Slot { page: Err(why), readable: false, restored: None, said: None },
         };
         let page = StatePage::parse(&block, frame.superblock.uuid, index);
+        walk.foreign |= matches!(page, Err(Unusable::OtherImage));
         let mut restored = None;
         if let (Err(Unusable::Checksum { .. } | Unusable::Magic), LastUse::Closed) = (&page, frame.last_use) {
             restored = with_bit_restored(&block)

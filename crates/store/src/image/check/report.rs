@@ -155,7 +155,7 @@ pub enum Severity {
 pub enum Remedy {
     /// There is nothing to mend.
     None,
-    /// A repair, without losing anything.
+    /// [`ImageStore::repair`](crate::ImageStore::repair), without losing anything.
     Repair,
     /// The next opening for writing.
     NextOpening,
@@ -340,6 +340,12 @@ pub(super) struct Findings {
 impl Findings {
     pub(super) fn new(limit: usize) -> Self {
         Self { kept: Vec::new(), omitted: Omitted::default(), fatal: false, limit }
+    }
+
+    /// How many there are.
+    pub(super) fn count(&self) -> u64 {
+        let Omitted { repairable, problems, notes } = self.omitted;
+        self.kept.len() as u64 + repairable + problems + notes
     }
 
     pub(super) fn add(&mut self, finding: Finding) {

@@ -61,7 +61,7 @@ pub(super) fn check(walk: &mut Walk<'_>) -> Option<Superblock> {
                 .expected(format!("version {VERSION}"))
                 .remedy(Remedy::NewerProgram, "Nothing else was looked at"),
         );
-        walk.plan.changes.clear();
+        walk.repair_nothing(Remedy::NewerProgram, "A newer program may repair it");
         return None;
     }
     Some(superblock)
@@ -118,6 +118,9 @@ fn of_one_good(walk: &mut Walk<'_>, good: &Superblock, bad: &Copy, why: Unusable
     let at = bad.offset_bytes;
     let mut text = format!("the superblock copy at byte {at} {why}");
     if let Some(block) = &bad.block {
+        // Not merely a damaged UUID but another one: this is, or the other copy is, another image's.
+        let uuid_differs = block[24..40].iter().zip(&good.uuid).filter(|(a, b)| a != b).count() > 8;
+        walk.foreign |= uuid_differs && block.starts_with(&MAGIC);
         let rest_is_good = block[16..] == good.as_bytes()[16..] && block[..12] == good.as_bytes()[..12];
         if rest_is_good {
             text += "; all but the checksum is as in the other copy";
@@ -163,6 +166,7 @@ fn of_two_images(walk: &mut Walk<'_>, copies: [&Superblock; 2]) -> Option<Superb
         }
     };
     let foreign_at = SUPERBLOCK_OFFSETS_BYTES[1 - owner];
+    walk.foreign = true;
     walk.plan.write(foreign_at, copies[owner].as_bytes());
     walk.findings.add(
         finding(
@@ -175,7 +179,7 @@ fn of_two_images(walk: &mut Walk<'_>, copies: [&Superblock; 2]) -> Option<Superb
         .remedy(
             Remedy::Repair,
             format!(
-                "All zone-state pages belong to the one at byte {}; a repair writes it over the other one",
+                "All zone-state pages belong to the one at byte {}, and nothing speaks against it; a repair writes it over the other one",
                 SUPERBLOCK_OFFSETS_BYTES[owner]
             ),
         ),
@@ -183,16 +187,18 @@ fn of_two_images(walk: &mut Walk<'_>, copies: [&Superblock; 2]) -> Option<Superb
     Some(copies[owner].clone())
 }
 
-/// Whether every zone-state page that a superblock speaks of has a whole place of its image.
-fn pages_belong(walk: &mut Walk<'_>, superblock: &Superblock) -> bool {
+/// Whether every zone-state page that a superblock speaks of is its image's, in both places, and as it was when the image
+/// was closed.
+fn pages_belong(walk: &Walk<'_>, superblock: &Superblock) -> bool {
     let Ok(geometry) = Geometry::new(superblock.geometry_config()) else { return false };
-    let Ok(layout) = Layout::check(superblock, &geometry, u64::MAX) else { return false };
-    (0..layout.page_count).all(|page| {
-        [0, 1].into_iter().any(|slot| {
-            let block = walk.block(layout.slot_offset_bytes(page, slot));
-            block.is_ok_and(|block| StatePage::parse(&block, superblock.uuid, page).is_ok())
-        })
-    })
+    let Ok(layout) = Layout::check(superblock, &geometry, walk.len_bytes) else { return false };
+    let sequence = |page, slot| {
+        let block = walk.block(layout.slot_offset_bytes(page, slot)).ok()?;
+        Some(StatePage::parse(&block, superblock.uuid, page).ok()?.sequence.get())
+    };
+    let sum = (0..layout.page_count)
+        .try_fold(0u64, |sum, page| Some(sum.wrapping_add(sequence(page, 0)?.max(sequence(page, 1)?))));
+    superblock.live_boot_id == BOOT_ID_CLEAN && sum == Some(superblock.page_sequence_sum.get())
 }
 
 /// Neither copy is whole. One flipped bit can be found by the checksum; it must be what the other copy has there.
@@ -309,17 +315,20 @@ pub(super) fn check_features(walk: &mut Walk<'_>, superblock: &Superblock) -> Op
         (unknown, _) => {
             let fault = ImageFault::Features { unknown };
             walk.findings.add(newer(fault, 72..80, "Nothing else was looked at"));
-            walk.plan.changes.clear();
+            walk.repair_nothing(Remedy::NewerProgram, "A newer program may repair it");
             None
         }
     }
 }
 
+/// Why nothing is repaired by a superblock that is whole and says what can't be.
+const WRONG: &str = "The superblock that counts is itself wrong: use a copy of the image";
+
 pub(super) fn check_geometry(walk: &mut Walk<'_>, superblock: &Superblock) -> Option<Geometry> {
     match Geometry::new(superblock.geometry_config()) {
         Ok(geometry) => Some(geometry),
         Err(why) => {
-            walk.plan.changes.clear();
+            walk.repair_nothing(Remedy::Copy, WRONG);
             let text = fault_text(&why.into());
             walk.findings.add(finding(FindingKind::Geometry, Severity::Fatal, 80..116, text).lost());
             None
@@ -333,7 +342,7 @@ pub(super) fn check_layout(
     geometry: &Geometry,
 ) -> Option<Layout> {
     for fault in Layout::faults(superblock, geometry) {
-        walk.plan.changes.clear();
+        walk.repair_nothing(Remedy::Copy, WRONG);
         let text = fault_text(&fault);
         walk.findings.add(finding(FindingKind::Layout, Severity::Fatal, 116..168, text).lost());
     }
