@@ -106,6 +106,10 @@ fn a_new_back_end_is_told_what_the_old_one_knew_and_gets_its_region() {
         assert_eq!((has(&kept, GET_INFLIGHT_FD), has(&kept, SET_INFLIGHT_FD)), (1, 1));
         (region, inode(kept.inflight.as_ref().unwrap()))
     };
+    // The last byte of each place counts.
+    for byte in [1_u8, 0] {
+        transport.write_config_space(32, byte).unwrap();
+    }
     // One request is answered, two are not.
     let mut buffers: Vec<_> =
         (0..3).map(|_| (ArenaBuffer::zeroed(512).unwrap(), ArenaBuffer::zeroed(512).unwrap())).collect();
@@ -120,8 +124,9 @@ fn a_new_back_end_is_told_what_the_old_one_knew_and_gets_its_region() {
     assert_eq!(queue.peek_used(), Some(heads[0]));
     let expected = [
         [GET_FEATURES, GET_PROTOCOL_FEATURES, SET_PROTOCOL_FEATURES, SET_OWNER].as_slice(),
-        &[GET_QUEUE_NUM, SET_BACKEND_REQ_FD, GET_CONFIG],
-        &[GET_FEATURES, SET_FEATURES, SET_STATUS, GET_STATUS, SET_MEM_TABLE, SET_INFLIGHT_FD],
+        &[GET_QUEUE_NUM, SET_BACKEND_REQ_FD],
+        &[GET_FEATURES, SET_FEATURES, SET_STATUS, GET_STATUS, SET_MEM_TABLE],
+        &[SET_CONFIG, GET_CONFIG, SET_INFLIGHT_FD],
         &[SET_VRING_NUM, SET_VRING_BASE, SET_VRING_ADDR, SET_VRING_ERR, SET_VRING_CALL, SET_VRING_KICK],
         &[SET_VRING_ENABLE, SET_STATUS],
     ];
@@ -129,6 +134,7 @@ fn a_new_back_end_is_told_what_the_old_one_knew_and_gets_its_region() {
     {
         let kept = backend.kept.lock().unwrap();
         assert_eq!(payload(&kept, SET_FEATURES), longs(&[VERSION_1 | PROTOCOL_FEATURES]));
+        assert_eq!(payload(&kept, SET_CONFIG), [words(&[32, 1, 0]), vec![0]].concat());
         assert_eq!(payload(&kept, SET_INFLIGHT_FD), region);
         assert_eq!(inode(kept.inflight.as_ref().unwrap()), region_inode);
         assert_eq!(payload(&kept, SET_VRING_BASE), words(&[0, 1]), "the used index");
@@ -303,7 +309,19 @@ fn nobody_comes() {
     assert_eq!(transport.wait_used(0, Duration::ZERO), Err(lost));
     drop((transport, queue));
 
-    // Who leaves does not wait.
+    // Who leaves does not wait, nor who resets the device; only who wants something of it.
+    let backend = Scripted::start(tracking(), with_region);
+    let (mut transport, queue) = attach(&backend, Duration::from_secs(1000));
+    let dir = backend.remove();
+    transport.set_status(DeviceStatus::empty());
+    assert_eq!(transport.get_status(), DeviceStatus::empty());
+    assert_eq!(transport.monitor().lost(), None);
+    drop(queue);
+    let backend = Scripted::start_in(dir, tracking(), with_region);
+    assert_eq!(transport.read_device_features(), VERSION_1);
+    assert_eq!(backend.requests()[0], GET_FEATURES);
+    drop((transport, backend));
+
     let backend = Scripted::start(tracking(), with_region);
     let (transport, queue) = attach(&backend, Duration::from_secs(1000));
     let monitor = transport.monitor();

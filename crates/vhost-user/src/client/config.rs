@@ -16,6 +16,8 @@ pub(super) struct Config {
     pub(super) generation: u32,
     /// The back-end has said that it is not like that any more.
     pub(super) stale: bool,
+    /// What the driver has written since the reset, in this order: a new back-end does not know of it.
+    pub(super) written: Vec<(u32, Vec<u8>)>,
     /// How many snapshots in a row were different from the one before.
     different: u32,
 }
@@ -28,7 +30,14 @@ pub(super) struct Unsteady {
 
 impl Config {
     pub(super) fn new() -> Self {
-        Self { bytes: Vec::new(), asked_bytes: None, generation: 0, stale: false, different: 0 }
+        Self {
+            bytes: Vec::new(),
+            asked_bytes: None,
+            generation: 0,
+            stale: false,
+            written: Vec::new(),
+            different: 0,
+        }
     }
 
     /// Takes a new snapshot. The generation changes if it is different, or if the back-end has said that
@@ -42,6 +51,12 @@ impl Config {
         self.stale = false;
         self.bytes = bytes;
         if self.different > DIFFERENT_MAX { Err(Unsteady { reads: self.different }) } else { Ok(()) }
+    }
+
+    /// Takes note of what the driver has written. The same bytes are kept once.
+    pub(super) fn keep(&mut self, offset_bytes: u32, data: &[u8]) {
+        self.written.retain(|(offset, bytes)| (*offset, bytes.len()) != (offset_bytes, data.len()));
+        self.written.push((offset_bytes, data.to_vec()));
     }
 
     /// Some bytes of the snapshot; None if it does not reach that far.

@@ -12,14 +12,14 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use virtio_drivers::transport::DeviceStatus;
 
-use super::channel::Deadline;
+use super::channel::{Deadline, name};
 use super::config::Config;
 use super::dial::{CONNECT_PAUSE, connect_socket};
 use super::link::Link;
 use super::queue::Place;
 use super::session::Session;
 use super::{ConnectError, Lost};
-use crate::message::ProtocolFeatures;
+use crate::message::{ProtocolFeatures, id};
 
 /// Where a new back-end is looked for, and how long.
 #[derive(Debug)]
@@ -70,12 +70,7 @@ impl Session {
             return Err(Lost::Untracked { requests });
         }
         log::warn!("{lost}, with {requests} requests in flight: looking for a new one");
-        // If the old one is not as dead as it seems, it may still write to what it knows.
-        if self.is_running() {
-            self.arena.quarantine();
-        }
-        self.link.close();
-        self.back = None;
+        self.let_go();
         loop {
             let errno = match connect_socket(&path, Duration::ZERO) {
                 Ok(socket) => {
@@ -97,6 +92,7 @@ impl Session {
             }
             thread::sleep(CONNECT_PAUSE);
         }
+        self.detached = false;
         log::info!("a new back-end goes on with {requests} requests in flight");
         if let Some(reconnect) = &mut self.reconnect {
             reconnect.last = Some(Recovered { deadline, at: Instant::now(), used });
@@ -121,7 +117,6 @@ impl Session {
         if self.status.is_empty() {
             return self.link.settle();
         }
-        self.reread_config()?;
         if self.status.contains(DeviceStatus::FEATURES_OK) {
             let (agreed, offered) = (self.driver_features, self.link.ask_features()?);
             let has_all = offered & agreed == agreed;
@@ -135,8 +130,9 @@ impl Session {
                 return replaced("features", agreed, offered);
             }
             self.link.tell_memory(self.arena)?;
-            self.restart_queues()?;
         }
+        self.rewrite_config()?;
+        self.restart_queues()?;
         self.tell_old_status(self.status)?;
         self.link.settle()?;
         // What was submitted while nobody looked, and what was answered just before the death.
@@ -154,8 +150,14 @@ impl Session {
         if self.link.has(ProtocolFeatures::STATUS) { self.link.tell_status(status) } else { Ok(()) }
     }
 
-    /// If the new back-end's space is another one, the driver hears of it as of any change.
-    fn reread_config(&mut self) -> Result<(), Lost> {
+    /// What the driver has written must hold again before a request is looked at. If the space is another one in spite of
+    /// that, the driver hears of it as of any change.
+    fn rewrite_config(&mut self) -> Result<(), Lost> {
+        for (offset_bytes, data) in &self.config.written {
+            if !self.link.tell_config(*offset_bytes, data)? {
+                return Err(Lost::Refused { request: name(id::SET_CONFIG), queue: None, code: 1 });
+            }
+        }
         let Config { generation, asked_bytes, .. } = self.config;
         if asked_bytes.is_some() {
             self.read_config()?;

@@ -49,6 +49,8 @@ pub(super) struct Session {
     /// What the driver has set, without what the device did not take.
     pub(super) status: DeviceStatus,
     pub(super) interrupt: Interrupt,
+    /// The device was reset while there was no back-end: one is looked for when something is asked of it.
+    pub(super) detached: bool,
 }
 
 /// What has happened and was not asked for yet.
@@ -97,6 +99,7 @@ impl Session {
             driver_features: 0,
             status: DeviceStatus::empty(),
             interrupt: Interrupt::default(),
+            detached: false,
         })
     }
 
@@ -150,13 +153,8 @@ impl Session {
         if lost.is_repairable() {
             return;
         }
-        // A back-end that has rings may go on working on them, whatever has become of the socket.
-        if self.is_running() {
-            self.arena.quarantine();
-        }
+        self.let_go();
         self.queues.iter_mut().for_each(|queue| queue.running = None);
-        self.back = None;
-        self.link.close();
     }
 }
 
@@ -164,6 +162,9 @@ impl Session {
 impl Session {
     /// What the device's status is; DEVICE_NEEDS_RESET if the connection is lost.
     pub(super) fn status(&mut self) -> DeviceStatus {
+        if self.detached {
+            return self.status;
+        }
         let status = self.attempt(|session| {
             session.look(None, Deadline::after(Duration::ZERO))?;
             if session.link.has(ProtocolFeatures::STATUS) {
@@ -219,14 +220,39 @@ impl Session {
             Some(lost) if !lost.is_repairable() => Err(lost),
             _ => {
                 self.monitor.set(None);
-                self.attempt(Self::reset_device)
+                self.reset_device().or_else(|lost| self.reset_without(lost))
             }
         };
         self.queues.iter_mut().for_each(|queue| *queue = Queue::default());
+        self.config.written.clear();
         self.status = DeviceStatus::empty();
         self.interrupt = Interrupt::default();
         self.driver_features = 0;
         result
+    }
+
+    /// The back-end has died over the reset, or before. It has nothing in flight any more, and nobody waits for another one
+    /// for that: whoever only wants to leave could do so.
+    fn reset_without(&mut self, lost: Lost) -> Result<(), Lost> {
+        if self.reconnect.is_none() || !matches!(lost, Lost::Closed { .. }) {
+            self.lose(&lost);
+            return Err(lost);
+        }
+        log::warn!("{lost}, and the device is reset");
+        self.let_go();
+        self.inflight = None;
+        self.detached = true;
+        Ok(())
+    }
+
+    /// There is no back-end behind the connection any more, as far as it shows.
+    pub(super) fn let_go(&mut self) {
+        // A back-end that has rings may go on working on them, whatever has become of the socket.
+        if self.is_running() {
+            self.arena.quarantine();
+        }
+        self.back = None;
+        self.link.close();
     }
 
     fn reset_device(&mut self) -> Result<(), Lost> {
@@ -505,7 +531,10 @@ impl Session {
             Ok(done)
         });
         match done {
-            Ok(true) => Ok(()),
+            Ok(true) => {
+                self.config.keep(offset_bytes, data);
+                Ok(())
+            }
             Ok(false) => Err(ConfigFault::Refused),
             Err(_) => Err(ConfigFault::Lost),
         }
