@@ -51,6 +51,18 @@ pub enum StoreError {
          the disk is opened again. Look at the host's disk and its free space first"
     )]
     SyncFailed { name: String, first: String },
+    /// The file was cut off while it was open.
+    #[error(
+        "{name} was cut off while it was in use: it has {found_bytes} bytes where the disk needs {expected_bytes}; {lost}. \
+         Nothing of that can be made durable"
+    )]
+    CutOff { name: String, expected_bytes: u64, found_bytes: u64, lost: String },
+    /// The part of the file that is shared memory is gone.
+    #[error(
+        "{name}: its live area is gone: the file was cut off while it was in use, or the host has no room for it. Nothing can \
+         be made durable any more until the disk is opened again"
+    )]
+    LiveLost { name: String },
     /// The disk was opened for reading.
     #[error("{name} is open for reading only")]
     ReadOnly { name: String },

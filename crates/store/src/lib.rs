@@ -31,6 +31,7 @@ mod ram;
 mod raw;
 pub mod record;
 mod store;
+mod words;
 
 pub use buffer::{IoBuffer, OutOfBuffer, OutOfGuestMemory, Segments};
 pub use error::{StoreError, medium_is_bad};
@@ -41,7 +42,8 @@ pub use image::{
 };
 pub use inject::{FaultRule, FaultRuleError, Faults};
 pub use lane::{EngineChoice, Event, Lane, Zeroing};
-pub use medium::{FileMedium, LiveWords, Medium};
+pub use medium::{FileMedium, Medium};
 pub use ram::RamStore;
 pub use raw::RawStore;
 pub use store::{Commit, CommitOutcome, Identity, Store};
+pub use words::LiveWords;

@@ -7,11 +7,11 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
-use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
+
+use crate::words::LiveWords;
 
 /// The calls through which an image reaches its file. A simulated power cut stands in for the file here.
 ///
@@ -112,48 +112,6 @@ pub(crate) fn clear(medium: &dyn Medium, range: Range<u64>) -> io::Result<()> {
     Ok(())
 }
 
-/// Words shared between this process and a file, or with whoever holds the same [`Arc`].
-pub struct LiveWords(Words);
-
-enum Words {
-    Mapped(MmapRegion),
-    Shared(Arc<[AtomicU64]>),
-}
-
-impl LiveWords {
-    /// Words that live in memory, for a medium that is no file.
-    pub fn shared(words: Arc<[AtomicU64]>) -> Self {
-        Self(Words::Shared(words))
-    }
-
-    /// How many words there are.
-    pub fn count(&self) -> usize {
-        match &self.0 {
-            Words::Mapped(region) => region.size() / 8,
-            Words::Shared(words) => words.len(),
-        }
-    }
-
-    /// The word; `None` past the last one.
-    pub fn load(&self, index: usize) -> Option<u64> {
-        self.word(index).map(|word| u64::from_le(word.load(Ordering::Acquire)))
-    }
-
-    /// Sets the word; nothing happens past the last one.
-    pub fn store(&self, index: usize, bits: u64) {
-        if let Some(word) = self.word(index) {
-            word.store(bits.to_le(), Ordering::Release);
-        }
-    }
-
-    fn word(&self, index: usize) -> Option<&AtomicU64> {
-        match &self.0 {
-            Words::Mapped(region) => region.get_atomic_ref(index.checked_mul(8)?).ok(),
-            Words::Shared(words) => words.get(index),
-        }
-    }
-}
-
 /// A file as a medium.
 pub struct FileMedium {
     file: Arc<File>,
@@ -236,13 +194,7 @@ impl Medium for FileMedium {
     }
 
     fn map_words(&self, offset_bytes: u64, count: usize) -> io::Result<LiveWords> {
-        let len_bytes = count.checked_mul(8).ok_or(io::ErrorKind::OutOfMemory)?;
-        let place = FileOffset::from_arc(Arc::clone(&self.file), offset_bytes);
-        let region = MmapRegion::from_file(place, len_bytes).map_err(|error| match error {
-            vm_memory::mmap::MmapRegionError::Mmap(error) => error,
-            other => io::Error::other(other),
-        })?;
-        Ok(LiveWords(Words::Mapped(region)))
+        LiveWords::map(&self.file, offset_bytes, count)
     }
 }
 

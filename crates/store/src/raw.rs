@@ -22,6 +22,8 @@ pub struct RawStore {
     file: File,
     medium: FileMedium,
     capacity_bytes: u64,
+    /// Not a block device.
+    is_file: bool,
     read_only: bool,
     identity: Identity,
     /// What the first failed sync said: after it no sync means anything.
@@ -52,10 +54,11 @@ impl RawStore {
         }
         let metadata = file.metadata().map_err(io("looking at it"))?;
         // There is no room for a name of its own: it has the one that the host's file system gives it.
+        let is_file = metadata.is_file();
         let serial = format!("{:04x}{:016x}", metadata.dev() & 0xffff, metadata.ino());
         let identity = Identity::new(&serial, format!("{name} (raw)"));
         let (sync_failed, faults) = (Mutex::default(), Faults::default());
-        Ok(Self { file, medium, capacity_bytes, read_only, identity, sync_failed, faults })
+        Ok(Self { file, medium, capacity_bytes, is_file, read_only, identity, sync_failed, faults })
     }
 
     /// From now on these faults happen: see [`FaultRule`](crate::FaultRule). Lanes that are open already know nothing of them.
@@ -68,6 +71,15 @@ impl RawStore {
         let mut failed = self.sync_failed.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(first) = &*failed {
             return Err(StoreError::SyncFailed { name: name.to_owned(), first: first.clone() });
+        }
+        // A sync says nothing about what is not there any more.
+        if self.is_file {
+            let found_bytes = self.medium.len_bytes().map_err(StoreError::io(name, "finding its length"))?;
+            let expected_bytes = self.capacity_bytes;
+            if found_bytes < expected_bytes {
+                let (name, lost) = (name.to_owned(), "what was behind its end is gone".to_owned());
+                return Err(StoreError::CutOff { name, expected_bytes, found_bytes, lost });
+            }
         }
         let synced = self.faults.check(Operation::Flush, 0..0).and_then(|()| self.medium.sync_data());
         synced.map_err(|error| {

@@ -4,7 +4,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use anyhow::Context;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use virtio_zbd_device::{Disk, DiskConfig};
 use virtio_zbd_store::{EngineChoice, FaultRule, Faults, ImageStore, OpenOptions, RamStore, RawStore, Store};
 use virtio_zbd_vhost_user::Server;
@@ -108,9 +108,10 @@ fn disk_line(store: &dyn Store, args: &ServeArgs) -> String {
     format!("serving {} ({size}, {kind}{read_only}) on {}", args.target, args.socket.display())
 }
 
-/// A socket that becomes readable on SIGTERM or SIGINT.
+/// A socket that becomes readable on SIGTERM or SIGINT. A limit on files is an error from now on and no longer the end.
 pub(crate) fn stop_signal() -> std::io::Result<UnixStream> {
     let (ours, theirs) = UnixStream::pair()?;
+    signal_hook::flag::register(SIGXFSZ, Arc::default())?;
     signal_hook::low_level::pipe::register(SIGTERM, theirs.try_clone()?)?;
     signal_hook::low_level::pipe::register(SIGINT, theirs)?;
     Ok(ours)

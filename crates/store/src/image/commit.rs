@@ -6,15 +6,17 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 use uuid::Uuid;
-use virtio_zbd_zones::{Geometry, ZoneState};
+use virtio_zbd_zones::{Condition, Geometry, SECTOR_LEN_BYTES, ZoneState};
 
+use super::fault::ZoneRanges;
 use super::format::Layout;
 use super::pages::{PageBook, checked_state, count_active, is_active};
 use super::{Book, Halt, ImageStore};
 use crate::error::StoreError;
 use crate::inject::Operation;
-use crate::medium::{LiveWords, Medium, clear};
+use crate::medium::{Medium, clear};
 use crate::store::{Commit, CommitOutcome};
+use crate::words::LiveWords;
 
 /// New content for some pages: the states of their zones, in words.
 pub(super) type Changes = BTreeMap<u32, Vec<u64>>;
@@ -42,10 +44,59 @@ impl ImageStore {
         if let Some(halt) = &book.halt {
             return CommitOutcome::failed(halt.error(self.name()));
         }
+        if let Err(error) = self.check_whole(book, live, work) {
+            return CommitOutcome::failed(error);
+        }
         if let Err(error) = self.make_durable(book, live, work) {
             return CommitOutcome::failed(error);
         }
         CommitOutcome { durable: Ok(()), hole_failures: self.punch(book, work.reset) }
+    }
+
+    /// Somebody may have cut the file off under us. What was there is gone, and a sync that succeeds says nothing
+    /// about it: where data is missing that the commit speaks of, it fails. Where the pages are missing, or the
+    /// live area, nothing is left to commit, now and later; and nothing is written, because that would make the
+    /// file longer again and the loss unseen.
+    fn check_whole(&self, book: &mut Book, live: &LiveWords, work: &Commit<'_>) -> Result<(), StoreError> {
+        let found_bytes =
+            self.medium.len_bytes().map_err(StoreError::io(self.name(), "finding the file's length"))?;
+        if live.is_lost() || found_bytes < self.layout.live.end {
+            let error = Halt::LiveLost.error(self.name());
+            log::error!("{error}");
+            book.halt = Some(Halt::LiveLost);
+            return Err(error);
+        }
+        let expected_bytes = self.layout.data.end;
+        if found_bytes >= expected_bytes {
+            return Ok(());
+        }
+        // Where the data of a zone ends, if the commit says that it is there.
+        let claimed = |zone: u32| {
+            let state = ZoneState::from_bits(live.load(usize::try_from(zone).ok()?)?)?;
+            let said = match state.condition {
+                Condition::Offline => false,
+                // Nothing is written there.
+                condition if condition != Condition::NotWp && state.wp_sectors == 0 => false,
+                // Named, it is taken out of use: nobody is told that its data is there.
+                Condition::ReadOnly => work.flush,
+                _ => work.flush || work.finished.contains(&zone),
+            };
+            let bytes = self.layout.zone_bytes(&self.geometry, zone);
+            let end = match state.condition {
+                Condition::NotWp => bytes.end,
+                _ => bytes.start + u64::from(state.wp_sectors) * u64::from(SECTOR_LEN_BYTES),
+            };
+            said.then_some(end)
+        };
+        let lost: Vec<u32> = (0..self.geometry.zone_count())
+            .filter(|&zone| claimed(zone).is_some_and(|end| end > found_bytes))
+            .collect();
+        if lost.is_empty() {
+            return Ok(());
+        }
+        let ranges = runs(&lost).into_iter().map(|zones| zones.start..=zones.end - 1).collect();
+        let lost = format!("data of {} is gone", ZoneRanges(ranges));
+        Err(StoreError::CutOff { name: self.name(), expected_bytes, found_bytes, lost })
     }
 
     fn make_durable(&self, book: &mut Book, live: &LiveWords, work: &Commit<'_>) -> Result<(), StoreError> {

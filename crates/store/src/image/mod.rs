@@ -27,8 +27,9 @@ use crate::error::StoreError;
 use crate::inject::Faults;
 use crate::lane::{EngineChoice, Lane, Target};
 use crate::lock::{self, FileKind};
-use crate::medium::{FileMedium, LiveWords, Medium};
+use crate::medium::{FileMedium, Medium};
 use crate::store::{Commit, CommitOutcome, Identity, Store};
+use crate::words::LiveWords;
 pub use check::{
     CheckOptions, CheckReport, CheckedImage, Finding, FindingKind, NextOpening, Omitted, Opens, Remedy,
     Repaired, Severity, UndoFault, ZoneCounts,
@@ -92,6 +93,8 @@ struct Book {
 enum Halt {
     Closed,
     SyncFailed(String),
+    /// The live area is not the file's any more.
+    LiveLost,
 }
 
 impl Halt {
@@ -99,6 +102,7 @@ impl Halt {
         match self {
             Self::Closed => StoreError::Closed { name },
             Self::SyncFailed(first) => StoreError::SyncFailed { name, first: first.clone() },
+            Self::LiveLost => StoreError::LiveLost { name },
         }
     }
 }

@@ -12,7 +12,8 @@ use super::format::{BOOT_ID_CLEAN, BOOT_ID_IN_DOUBT, Layout};
 use super::pages::{PageBook, checked_state};
 use super::superblock::Superblocks;
 use crate::error::{StoreError, medium_is_bad};
-use crate::medium::{LiveWords, Medium, clear};
+use crate::medium::{Medium, clear};
+use crate::words::LiveWords;
 
 /// How the image was left by whoever had it last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

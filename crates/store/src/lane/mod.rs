@@ -35,6 +35,8 @@ pub struct Lane {
     waiter: Waiter,
     /// What goes wrong on purpose.
     faults: Faults,
+    /// Where the disk ends at the moment: earlier than it should where its file was cut off. Looked at once a turn.
+    end_bytes: Option<u64>,
     /// What has ended and was not fetched.
     ready: Vec<Event>,
     in_flight: usize,
@@ -94,8 +96,18 @@ impl Lane {
         engine: EngineChoice,
     ) -> io::Result<Self> {
         let waiter = Waiter::open(engine)?;
-        let (faults, ready) = (Faults::default(), Vec::new());
-        Ok(Self { target, capacity_bytes, writes_end, waiter, faults, ready, in_flight: 0, tap: None })
+        let (faults, end_bytes) = (Faults::default(), None);
+        Ok(Self {
+            target,
+            capacity_bytes,
+            writes_end,
+            waiter,
+            faults,
+            end_bytes,
+            ready: Vec::new(),
+            in_flight: 0,
+            tap: None,
+        })
     }
 
     /// The same with faults on purpose.
@@ -188,6 +200,7 @@ impl Lane {
     /// time given.
     pub fn wait(&mut self, timeout: Option<Duration>, events: &mut Vec<Event>) -> io::Result<()> {
         self.faults.check(Operation::Engine, 0..0)?;
+        self.end_bytes = None;
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let target = self.target.raw();
         loop {
@@ -256,7 +269,7 @@ impl Lane {
     }
 
     /// Nothing may reach beyond the disk: in an image that would be the file's end, or another part of it.
-    fn allowed(&self, op: &Op, fits: bool) -> io::Result<()> {
+    fn allowed(&mut self, op: &Op, fits: bool) -> io::Result<()> {
         if !fits {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
@@ -269,10 +282,26 @@ impl Lane {
                 "the range ends past the end of the disk",
             ));
         }
-        if op.action != Action::Read && self.writes_end.load(Ordering::Relaxed) {
+        if op.action == Action::Read {
+            return Ok(());
+        }
+        if self.writes_end.load(Ordering::Relaxed) {
             return Err(io::ErrorKind::ReadOnlyFilesystem.into());
         }
-        Ok(())
+        self.reaches(op)
+    }
+
+    /// A file that was cut off is not made longer again: what it had before would read as zeros, and nobody would know.
+    fn reaches(&mut self, op: &Op) -> io::Result<()> {
+        let end_bytes = match self.end_bytes {
+            Some(end_bytes) => end_bytes,
+            None => *self.end_bytes.insert(self.target.end_bytes()?),
+        };
+        if op.end_bytes().is_some_and(|end| end <= end_bytes) {
+            return Ok(());
+        }
+        let what = format!("the medium ends too early, at byte {end_bytes} of the disk: it was cut off");
+        Err(io::Error::new(io::ErrorKind::UnexpectedEof, what))
     }
 
     fn end_watches(&mut self, source: Option<u32>) -> io::Result<()> {

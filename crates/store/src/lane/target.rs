@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{FallocateFlags, FileType, fallocate, fstat};
 
 use super::op::{Action, Op, Step};
 use crate::buffer::Window;
@@ -23,6 +23,21 @@ pub(crate) enum Target {
 }
 
 impl Target {
+    /// Where the disk ends as far as what lies behind knows; `u64::MAX` where it has no end that could come too early.
+    pub(super) fn end_bytes(&self) -> io::Result<u64> {
+        match self {
+            Self::File { fd, base_bytes } => {
+                let stat = fstat(fd)?;
+                if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+                    return Ok(u64::MAX);
+                }
+                Ok(u64::try_from(stat.st_size).unwrap_or(0).saturating_sub(*base_bytes))
+            }
+            Self::Medium { medium, base_bytes } => Ok(medium.len_bytes()?.saturating_sub(*base_bytes)),
+            Self::Ram(_) => Ok(u64::MAX),
+        }
+    }
+
     /// Does the whole of `op` before it returns.
     pub(super) fn perform(&self, op: &mut Op) -> io::Result<()> {
         loop {

@@ -119,13 +119,15 @@ impl Daemon {
 
     /// As [`start`](Self::start), with this as its `RUST_LOG`.
     pub(crate) fn start_logging(target: &Path, socket: &Path, options: &[&str], log: &str) -> Self {
-        let mut child = Command::new(VZBD)
+        let mut command = Command::new(VZBD);
+        command.arg("serve").arg(target).arg("--socket").arg(socket).args(options);
+        Self::start_command(command, socket, log)
+    }
+
+    /// Starts a command that becomes a `vzbd serve` on this socket.
+    pub(crate) fn start_command(mut command: Command, socket: &Path, log: &str) -> Self {
+        let mut child = command
             .env("RUST_LOG", log)
-            .arg("serve")
-            .arg(target)
-            .arg("--socket")
-            .arg(socket)
-            .args(options)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
