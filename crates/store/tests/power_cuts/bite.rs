@@ -2,12 +2,14 @@
 
 use std::fmt::Write;
 
-use crate::exhaust;
+use crate::explore::Explorer;
 use crate::history::Setup;
 use crate::mutation::Mutation::{self, *};
 use crate::mutation::Phase::*;
 use crate::mutation::SyncKind::*;
+use crate::random::{large, long_history};
 use crate::setups::{failing_syncs, few_ops, one_page, two_pages};
+use crate::{ALL, exhaust, full_states};
 
 /// What it is called, what is done wrong, the disk on which the shortest history shows it, and how long that is.
 type Case = (&'static str, Mutation, fn() -> Setup, usize);
@@ -75,4 +77,34 @@ fn each_mutation_is_caught() {
 fn the_last_sync_of_closing_is_for_errors_only() {
     let (_, end) = exhaust(&one_page(), 2, NoSync(Close, Superblock(2)));
     end.unwrap();
+}
+
+/// What long histories catch soon. The others take some thousand states, and the full run has them all.
+const SOON: [&str; 4] = [
+    "the hole before the page",
+    "finish: the data is not synced",
+    "opening: no sync at the beginning",
+    "closing: the first superblock copy is not synced",
+];
+
+#[test]
+fn long_histories_catch_each_mutation() {
+    let mut missed = Vec::new();
+    for (name, mutation, _, _) in MUTATIONS {
+        if full_states().is_none() && !SOON.contains(&name) {
+            continue;
+        }
+        let setup = large(mutation == NoSync(Open, Superblock(2)));
+        let mut explorer = Explorer::new(&setup.world(), mutation, ALL);
+        let caught = (0..200).any(|seed| {
+            explorer.forget();
+            long_history(&setup, seed, &mut explorer).is_err()
+        });
+        let states = explorer.counts.states + explorer.counts.kills;
+        println!("{name}: caught by long histories after {states} states");
+        if !caught {
+            missed.push(name);
+        }
+    }
+    assert!(missed.is_empty(), "not caught by long histories: {missed:?}");
 }

@@ -74,9 +74,17 @@ pub struct World {
     pub geometry: Geometry,
     /// First sector in the file, how many, first number.
     areas: [(usize, usize, usize); 3],
-    /// A sector that is written with what it holds already stays readable if the power fails.
-    repeats_are_safe: bool,
+    pub host: Host,
     contents: Mutex<Contents>,
+}
+
+/// What the file system and the medium can do.
+#[derive(Clone, Copy, Debug)]
+pub struct Host {
+    /// A sector that is written with what it holds already stays readable if the power fails.
+    pub repeats_are_safe: bool,
+    /// Holes can be punched. Where not, the store writes zeros, which may end in unreadable sectors.
+    pub punches: bool,
 }
 
 /// What a sector belongs to.
@@ -89,7 +97,7 @@ pub enum Area {
 }
 
 impl World {
-    pub fn new(geometry: Geometry, repeats_are_safe: bool) -> Self {
+    pub fn new(geometry: Geometry, host: Host) -> Self {
         let zones = geometry.zone_count() as usize;
         let superblock_and_pages = 2 * BLOCK_SECTORS * (1 + zones.div_ceil(PAGE_ZONES));
         let live_start = (superblock_and_pages * SECTOR_LEN).next_multiple_of(64 << 10) / SECTOR_LEN;
@@ -101,7 +109,7 @@ impl World {
             (live_start, live, superblock_and_pages),
             (data_start, data, superblock_and_pages + live),
         ];
-        Self { geometry, areas, repeats_are_safe, contents: Mutex::new(Contents::new()) }
+        Self { geometry, areas, host, contents: Mutex::new(Contents::new()) }
     }
 
     pub fn contents(&self) -> MutexGuard<'_, Contents> {
@@ -123,6 +131,13 @@ impl World {
     pub fn number(&self, sector: usize) -> Option<usize> {
         let area = self.areas.iter().find(|(start, len, _)| (*start..start + len).contains(&sector));
         area.map(|(start, _, first)| first + sector - start)
+    }
+
+    /// What of these sectors of the file is in one of the areas.
+    pub fn parts(&self, sectors: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+        let parts =
+            self.areas.map(|(start, len, _)| start.max(sectors.start)..(start + len).min(sectors.end));
+        parts.into_iter().filter(|part| !part.is_empty())
     }
 
     /// The sector of the file with this number.
@@ -157,20 +172,20 @@ impl World {
 /// All sectors of a medium at rest.
 pub type Medium = Vec<Id>;
 
-/// Tells one medium from another.
+/// Tells one medium from another: a sum over its sectors, so that a change of one changes it quickly.
 pub fn fingerprint(medium: &[Id]) -> u128 {
-    let (mut a, mut b) = (Fold(1), Fold(2));
-    let (pairs, rest) = medium.as_chunks::<2>();
-    for pair in pairs {
-        let word = u64::from(pair[0]) << 32 | u64::from(pair[1]);
-        a.write_u64(word);
-        b.0 = (b.0.rotate_left(5) ^ word).wrapping_mul(0xd6e8_feb8_6659_fd93);
-    }
-    for &id in rest {
-        a.write_u64(id.into());
-        b.0 = (b.0.rotate_left(5) ^ u64::from(id)).wrapping_mul(0xd6e8_feb8_6659_fd93);
-    }
-    u128::from(a.finish()) << 64 | u128::from(b.finish())
+    medium.iter().enumerate().fold(0, |sum, (number, &id)| sum.wrapping_add(part(number, id)))
+}
+
+/// A sector's part of the fingerprint.
+fn part(number: usize, id: Id) -> u128 {
+    let mix = |word: u64| {
+        let word = (word ^ word >> 32).wrapping_mul(0xd6e8_feb8_6659_fd93);
+        let word = (word ^ word >> 32).wrapping_mul(0xd6e8_feb8_6659_fd93);
+        word ^ word >> 32
+    };
+    let word = (number as u64 + 1) << 32 | u64::from(id);
+    u128::from(mix(word)) << 64 | u128::from(mix(word ^ 0x9e37_79b9_7f4a_7c15))
 }
 
 /// How a sector came to be changed.
@@ -238,6 +253,8 @@ impl Disk {
 /// all: the first that was written, the others new, or the last, the others old.
 pub struct Cuts<'a> {
     durable: &'a [Id],
+    /// Of the medium if nothing gets through.
+    fingerprint: u128,
     units: Vec<Unit>,
 }
 
@@ -256,22 +273,21 @@ impl Unit {
         self.wholes() + if self.block.is_some() { 2 } else { 0 }
     }
 
-    fn put(&self, choice: u64, into: &mut [Id]) {
+    /// Tells `put` each sector that this choice changes, and what it holds then.
+    fn each(&self, choice: u64, mut put: impl FnMut(usize, Id)) {
         let wholes = self.wholes();
         let mut rest = choice;
         for (number, versions) in &self.sectors {
             let len = versions.len() as u64;
-            into[*number] = match choice.checked_sub(wholes) {
-                None => versions[usize::try_from(rest % len).unwrap()],
-                Some(0) => versions[versions.len() - 1],
-                Some(_) => versions[0],
+            let id = match (choice.checked_sub(wholes), self.block) {
+                (Some(0), Some((first, _))) if first == *number => UNREADABLE,
+                (Some(1..), Some((_, last))) if last == *number => UNREADABLE,
+                (None, _) => versions[usize::try_from(rest % len).unwrap()],
+                (Some(0), _) => versions[versions.len() - 1],
+                (Some(_), _) => versions[0],
             };
+            put(*number, id);
             rest /= len;
-        }
-        match (choice.checked_sub(wholes), self.block) {
-            (Some(0), Some((first, _))) => into[first] = UNREADABLE,
-            (Some(_), Some((_, last))) => into[last] = UNREADABLE,
-            _ => {}
         }
     }
 }
@@ -291,7 +307,7 @@ impl<'a> Cuts<'a> {
                     versions.push(change.id);
                 }
             }
-            if versions.len() == 1 && world.repeats_are_safe {
+            if versions.len() == 1 && world.host.repeats_are_safe {
                 continue;
             }
             let written = of_sector.iter().any(|change| change.how == How::Write);
@@ -316,7 +332,17 @@ impl<'a> Cuts<'a> {
                 unit.sectors.push((number, versions));
             }
         }
-        Self { durable: &disk.durable, units }
+        for unit in &mut units {
+            // These two may become unreadable even if they are written with what they hold.
+            if let Some((first, last)) = unit.block {
+                for number in [first, last] {
+                    if !unit.sectors.iter().any(|(other, _)| *other == number) {
+                        unit.sectors.push((number, vec![disk.durable[number]]));
+                    }
+                }
+            }
+        }
+        Self { durable: &disk.durable, fingerprint: fingerprint(&disk.durable), units }
     }
 
     /// How many there are.
@@ -324,30 +350,65 @@ impl<'a> Cuts<'a> {
         self.units.iter().fold(1, |count, unit| count.saturating_mul(unit.count()))
     }
 
-    /// The `index`-th of them.
-    pub fn get(&self, index: u64, into: &mut Medium) {
-        into.clear();
-        into.extend_from_slice(self.durable);
+    /// The `index`-th of them, as a choice for each unit.
+    fn choices(&self, index: u64) -> impl Iterator<Item = (&Unit, u64)> {
         let mut rest = index;
-        for unit in &self.units {
-            unit.put(rest % unit.count(), into);
+        self.units.iter().map(move |unit| {
+            let choice = rest % unit.count();
             rest /= unit.count();
-        }
+            (unit, choice)
+        })
+    }
+
+    /// The `index`-th of them.
+    pub fn get(&self, index: u64) -> Cut<'_> {
+        self.cut(self.choices(index))
     }
 
     /// One of them. Some cuts lose nearly everything and some nearly nothing.
-    pub fn random(&self, rng: &mut fastrand::Rng, into: &mut Medium) {
-        into.clear();
-        into.extend_from_slice(self.durable);
+    pub fn random(&self, rng: &mut fastrand::Rng) -> Cut<'_> {
         let old = [0.0, 0.1, 0.5, 0.5, 0.9, 1.0][rng.usize(..6)];
         let torn = [0.0, 0.0, 0.2, 1.0][rng.usize(..4)];
-        for unit in &self.units {
+        self.cut(self.units.iter().map(|unit| {
             let choice = match () {
                 () if rng.f64() < torn => rng.u64(..unit.count()),
                 () if rng.f64() < old => 0,
                 () => unit.wholes() - 1,
             };
-            unit.put(choice, into);
+            (unit, choice)
+        }))
+    }
+
+    fn cut<'b>(&'b self, choices: impl Iterator<Item = (&'b Unit, u64)>) -> Cut<'b> {
+        let mut cut = Cut { durable: self.durable, fingerprint: self.fingerprint, changes: Vec::new() };
+        for (unit, choice) in choices {
+            unit.each(choice, |number, id| {
+                let old = self.durable[number];
+                if old != id {
+                    let sum = cut.fingerprint.wrapping_sub(part(number, old));
+                    cut.fingerprint = sum.wrapping_add(part(number, id));
+                    cut.changes.push((number, id));
+                }
+            });
         }
+        cut
+    }
+}
+
+/// One state in which a power cut may leave a disk.
+pub struct Cut<'a> {
+    durable: &'a [Id],
+    /// As [`fingerprint`] has it of [`medium`](Self::medium).
+    pub fingerprint: u128,
+    changes: Vec<(usize, Id)>,
+}
+
+impl Cut<'_> {
+    pub fn medium(&self) -> Medium {
+        let mut medium = self.durable.to_vec();
+        for &(number, id) in &self.changes {
+            medium[number] = id;
+        }
+        medium
     }
 }

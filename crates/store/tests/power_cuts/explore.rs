@@ -3,11 +3,11 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use virtio_zbd_store::{Commit, EngineChoice, ImageStore, LastUse, OpenOptions, Store};
+use virtio_zbd_store::{CheckOptions, Commit, EngineChoice, ImageStore, LastUse, OpenOptions, Opens, Store};
 use virtio_zbd_zones::{Condition, ZoneState};
 
 use crate::common::LaneExt;
-use crate::disk::{Cuts, Disk, Medium, SECTOR_LEN, World, fingerprint};
+use crate::disk::{Cut, Cuts, Disk, Medium, SECTOR_LEN, World, fingerprint};
 use crate::medium::{PowerMedium, Watch};
 use crate::mutation::{Mutation, Phase};
 use crate::oracle::{Found, Oracle};
@@ -99,8 +99,8 @@ impl Explorer {
         self.counts.moments += 1;
         let mut checked = BTreeSet::new();
         let world = Arc::clone(&self.world);
-        self.each_cut(&Cuts::of(disk, &world), self.limits.cuts_per_moment, |explorer, medium| {
-            let ends = explorer.open_cut(medium, 0);
+        self.each_cut(&Cuts::of(disk, &world), self.limits.cuts_per_moment, |explorer, cut| {
+            let ends = explorer.open_cut(cut, 0);
             explorer.check(&ends, allowed, &mut checked).map_err(|why| format!("power cut: {why}"))
         })
     }
@@ -133,36 +133,35 @@ impl Explorer {
         &mut self,
         cuts: &Cuts<'_>,
         most: u64,
-        mut each: impl FnMut(&mut Self, &Medium) -> Result<(), String>,
+        mut each: impl FnMut(&mut Self, &Cut<'_>) -> Result<(), String>,
     ) -> Result<(), String> {
-        let mut medium = Medium::new();
         let count = cuts.count();
         self.counts.cuts += count.min(most);
         if count <= most {
             for index in 0..count {
-                cuts.get(index, &mut medium);
-                each(self, &medium)?;
+                each(self, &cuts.get(index))?;
             }
         } else {
             self.counts.sampled += 1;
             let mut rng = fastrand::Rng::with_seed(self.counts.cuts);
             for _ in 0..most {
-                cuts.random(&mut rng, &mut medium);
-                each(self, &medium)?;
+                each(self, &cuts.random(&mut rng))?;
             }
         }
         Ok(())
     }
 
-    /// What may be found on this medium after a power cut, if its opening is cut off now and then.
-    fn open_cut(&mut self, medium: &Medium, depth: u8) -> Ends {
-        let key = fingerprint(medium);
+    /// What may be found after this power cut, if the opening is cut off now and then.
+    fn open_cut(&mut self, cut: &Cut<'_>, depth: u8) -> Ends {
+        let key = cut.fingerprint;
         let deeper = self.limits.recovery_cuts.saturating_sub(depth);
         if let Some((known, ends)) = self.cuts.get(&key)
             && *known >= deeper
         {
             return Arc::clone(ends);
         }
+        let medium = cut.medium();
+        debug_assert_eq!(fingerprint(&medium), key);
         if self.distinct.insert(key) {
             self.counts.states += 1;
             self.counts.recovery_states += u64::from(depth > 0);
@@ -171,13 +170,19 @@ impl Explorer {
             Mutation::LiveTrusted => self.boot,
             _ => self.boot + 1 + depth,
         };
-        let opened = self.open(Disk::new(medium.clone()), boot, Watch { cuts: deeper > 0, kills: false });
+        let looked = key.is_multiple_of(8).then(|| look_only(&self.world, &medium, boot, self.mutation));
+        let opened = self.open(Disk::new(medium), boot, Watch { cuts: deeper > 0, kills: false });
         let mut ends = BTreeSet::from([opened.end]);
+        if let Some(looked) = looked
+            && let Err(why) = looked.and_then(|states| self.agrees(&states, opened.end))
+        {
+            ends.insert(self.end(Err(why)));
+        }
         for disk in opened.cuts {
             let world = Arc::clone(&self.world);
             let most = self.limits.cuts_per_recovery;
-            let done = self.each_cut(&Cuts::of(&disk, &world), most, |explorer, medium| {
-                ends.extend(explorer.open_cut(medium, depth + 1).iter());
+            let done = self.each_cut(&Cuts::of(&disk, &world), most, |explorer, cut| {
+                ends.extend(explorer.open_cut(cut, depth + 1).iter());
                 Ok(())
             });
             debug_assert!(done.is_ok());
@@ -214,8 +219,8 @@ impl Explorer {
         for disk in opened.cuts {
             let world = Arc::clone(&self.world);
             let most = self.limits.cuts_per_recovery;
-            let done = self.each_cut(&Cuts::of(&disk, &world), most, |explorer, medium| {
-                cut_ends.extend(explorer.open_cut(medium, 0).iter());
+            let done = self.each_cut(&Cuts::of(&disk, &world), most, |explorer, cut| {
+                cut_ends.extend(explorer.open_cut(cut, 0).iter());
                 Ok(())
             });
             debug_assert!(done.is_ok());
@@ -256,6 +261,16 @@ impl Explorer {
         Opened { end: self.end(outcome), cuts: moments.cuts, kills: moments.kills }
     }
 
+    /// Whether who only looks sees what who opens finds.
+    fn agrees(&self, states: &[ZoneState], end: u32) -> Result<(), String> {
+        match &self.outcomes[end as usize] {
+            Ok(found) if found.states != states => {
+                Err("opened for reading, the image has other states than opened for writing".to_owned())
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn end(&mut self, outcome: Outcome) -> u32 {
         let key = match &outcome {
             Ok(found) => {
@@ -290,6 +305,30 @@ pub fn open_store(medium: &Arc<PowerMedium>, boot: u8) -> Result<ImageStore, Str
     let opened = ImageStore::open_on(Arc::clone(medium) as _, options).map_err(|error| error.to_string());
     medium.end();
     opened
+}
+
+/// Opens the image for reading, and checks it: neither changes anything.
+fn look_only(
+    world: &Arc<World>,
+    medium: &Medium,
+    boot: u8,
+    mutation: Mutation,
+) -> Result<Vec<ZoneState>, String> {
+    let (medium, before) = (PowerMedium::new(world, Disk::new(medium.clone()), mutation), medium);
+    let boot_id = Some([boot; 16]);
+    let opened = ImageStore::open_on(Arc::clone(&medium) as _, OpenOptions { read_only: true, boot_id });
+    let store = opened.map_err(|error| format!("the image can't be opened for reading: {error}"))?;
+    let states = store.initial_states();
+    let report = ImageStore::check_on(&*medium, CheckOptions { boot_id, ..CheckOptions::default() });
+    let report = report.map_err(|error| format!("the image can't be checked: {error}"))?;
+    if report.opens != Opens::Yes {
+        return Err(format!("the image can be opened, but a check says {:?}", report.findings));
+    }
+    let disk = medium.disk();
+    if disk.cache != *before || !disk.pending.is_empty() {
+        return Err("looking has changed the image".to_owned());
+    }
+    Ok(states)
 }
 
 /// The store that has come back takes writes, a flush and a reset, keeps them over a power cut, and can be
@@ -375,8 +414,8 @@ fn keeps(
     let found = Found { states: store.initial_states(), data: medium.data() };
     let states = (0..).zip(&expected.states).map(|(zone, state)| state.after_restart(&world.geometry, zone));
     let expected = Found { states: states.collect(), data: expected.data.clone() };
-    if found != expected {
-        return Err(format!("after {after} there is {found:?} where {expected:?} must be"));
+    if let Some(difference) = expected.difference(&found) {
+        return Err(format!("after {after}, {difference}"));
     }
     Ok(store.info().map_err(|error| error.to_string())?.last_use)
 }

@@ -2,12 +2,13 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use virtio_zbd_store::{Commit, EngineChoice, ImageStore, Lane, LastUse, Store};
 use virtio_zbd_zones::{Condition, Geometry, ZoneState};
 
 use crate::common::{LaneExt, full, open};
-use crate::disk::{Disk, Id, SECTOR_LEN, World, ZEROS};
+use crate::disk::{Cuts, Disk, Host, Id, SECTOR_LEN, World, ZEROS};
 use crate::explore::{Explorer, open_store};
 use crate::medium::{Moments, PowerMedium, Watch};
 use crate::mutation::{Mutation, Phase};
@@ -22,53 +23,57 @@ pub struct Setup {
     /// The conventional sectors, likewise.
     pub sectors: Vec<usize>,
     pub ops: Vec<Op>,
-    /// See [`World::new`].
-    pub repeats_are_safe: bool,
+    pub host: Host,
 }
 
 /// One thing that happens to a disk.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Op {
     /// A write at the write pointer.
-    Write {
-        zone: usize,
-        sectors: u32,
-    },
+    Write { zone: usize, sectors: u32 },
     /// Of two writes under way the first fails: it leaves a gap below the write pointer.
-    Gap {
-        zone: usize,
-    },
+    Gap { zone: usize },
     /// A write to conventional sectors.
-    WriteConventional {
-        sector: usize,
-        sectors: usize,
-    },
-    Commit {
-        flush: bool,
-        finish: Vec<usize>,
-        reset: Vec<usize>,
-    },
+    WriteConventional { sector: usize, sectors: usize },
+    /// A commit, and what other lanes do while it runs.
+    Commit { flush: bool, finish: Vec<usize>, reset: Vec<usize>, meanwhile: Vec<Meanwhile> },
     /// Closed and opened again.
     Reopen,
     /// Killed and opened again.
     Kill,
     /// A flush of which the n-th sync fails; killed and opened again.
-    FailingFlush {
-        sync: u32,
-    },
+    FailingFlush { sync: u32 },
+}
+
+/// One sector is written before the commit's n-th call that changes something (0: the first).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Meanwhile {
+    pub call: u32,
+    pub place: Place,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// At the write pointer of an active zone that has room and is not named in the commit.
+    Zone(usize),
+    Conventional(usize),
 }
 
 impl Op {
     pub fn flush() -> Self {
-        Self::Commit { flush: true, finish: Vec::new(), reset: Vec::new() }
+        Self::commit(true, &[], &[])
     }
 
     pub fn finish(zone: usize) -> Self {
-        Self::Commit { flush: false, finish: vec![zone], reset: Vec::new() }
+        Self::commit(false, &[zone], &[])
     }
 
     pub fn reset(zones: &[usize]) -> Self {
-        Self::Commit { flush: false, finish: Vec::new(), reset: zones.to_vec() }
+        Self::commit(false, &[], zones)
+    }
+
+    pub fn commit(flush: bool, finish: &[usize], reset: &[usize]) -> Self {
+        Self::Commit { flush, finish: finish.to_vec(), reset: reset.to_vec(), meanwhile: Vec::new() }
     }
 }
 
@@ -80,11 +85,12 @@ impl fmt::Debug for Op {
             Self::WriteConventional { sector, sectors } => {
                 write!(f, "write {sectors} at conventional {sector}")
             }
-            Self::Commit { flush, finish, reset } => {
+            Self::Commit { flush, finish, reset, meanwhile } => {
                 let parts = [
                     flush.then(|| "flush".to_owned()),
                     (!finish.is_empty()).then(|| format!("finish {finish:?}")),
                     (!reset.is_empty()).then(|| format!("reset {reset:?}")),
+                    (!meanwhile.is_empty()).then(|| format!("meanwhile {meanwhile:?}")),
                 ];
                 f.write_str(&parts.into_iter().flatten().collect::<Vec<_>>().join(" and "))
             }
@@ -111,9 +117,32 @@ pub struct History {
 /// What is wrong, and after which operation.
 pub type Finding = String;
 
+/// A write of another lane.
+struct Other {
+    call: u32,
+    place: Place,
+    zone: u32,
+    state: ZoneState,
+    sector: usize,
+    id: Id,
+    bytes: [u8; SECTOR_LEN],
+    done: AtomicBool,
+}
+
+impl Other {
+    fn act(&self, store: &ImageStore) {
+        let mut lane = store.open_lane(EngineChoice::Sync).unwrap();
+        lane.write_now((self.sector * SECTOR_LEN) as u64, &self.bytes).unwrap();
+        if let Place::Zone(_) = self.place {
+            store.publish(self.zone, self.state);
+        }
+        self.done.store(true, Ordering::SeqCst);
+    }
+}
+
 impl Setup {
     pub fn world(&self) -> Arc<World> {
-        Arc::new(World::new(self.geometry, self.repeats_are_safe))
+        Arc::new(World::new(self.geometry, self.host))
     }
 
     /// A new image, never opened.
@@ -162,8 +191,8 @@ impl History {
             Op::Write { zone, sectors } => self.write(*zone, *sectors, false)?,
             Op::Gap { zone } => self.write(*zone, 2, true)?,
             Op::WriteConventional { sector, sectors } => self.write_conventional(*sector, *sectors)?,
-            Op::Commit { flush, finish, reset } => {
-                let (during, outcome) = self.commit(*flush, finish, reset);
+            Op::Commit { flush, finish, reset, meanwhile } => {
+                let (during, outcome) = self.commit(*flush, finish, reset, meanwhile);
                 outcome?;
                 return self.look(probe, &before, &during).map(|()| true);
             }
@@ -193,16 +222,40 @@ impl History {
         Ok(true)
     }
 
+    /// The power fails now, and the history goes on from what is left.
+    pub fn crash(&mut self, rng: &mut fastrand::Rng) -> Result<(), Finding> {
+        let disk = self.medium.disk();
+        let medium = Cuts::of(&disk, &self.world).random(rng).medium();
+        (self.store, self.lane) = (None, None);
+        self.medium = PowerMedium::new(&self.world, Disk::new(medium), self.mutation);
+        self.boot += 4;
+        let store = Arc::new(open_store(&self.medium, self.boot)?);
+        let found = Found { states: store.initial_states(), data: self.medium.data() };
+        self.oracle.check(&found)?;
+        self.oracle.adopt(&found);
+        self.lane = Some(store.open_lane(EngineChoice::Sync).unwrap());
+        self.store = Some(store);
+        Ok(())
+    }
+
     fn is_possible(&self, op: &Op) -> bool {
         let condition = |zone: usize| self.oracle.zones[zone].now.state.condition;
         match op {
             Op::Write { zone, sectors } => self.oracle.room(*zone) >= *sectors,
             Op::Gap { zone } => self.oracle.room(*zone) >= 2,
-            Op::Commit { finish, reset, .. } => {
-                finish.iter().all(|&zone| {
-                    condition(zone).is_active()
-                        || condition(zone) == Condition::Empty && self.oracle.has_room()
-                }) && reset.iter().all(|&zone| condition(zone) != Condition::Empty)
+            Op::Commit { finish, reset, meanwhile, .. } => {
+                let may_be_written = |other: &Meanwhile| match other.place {
+                    Place::Zone(zone) => {
+                        condition(zone).is_active() && !finish.contains(&zone) && !reset.contains(&zone)
+                    }
+                    Place::Conventional(_) => true,
+                };
+                meanwhile.iter().all(may_be_written)
+                    && finish.iter().all(|&zone| {
+                        condition(zone).is_active()
+                            || condition(zone) == Condition::Empty && self.oracle.has_room()
+                    })
+                    && reset.iter().all(|&zone| condition(zone) != Condition::Empty)
             }
             _ => true,
         }
@@ -294,11 +347,8 @@ impl History {
         let ids = self.write_sectors(start + skipped, sectors as usize - skipped)?;
         let now = &mut self.oracle.zones[zone].now;
         now.data.extend(std::iter::repeat_n(ZEROS, skipped).chain(ids));
-        now.state = match state.wp_sectors + sectors {
-            wp if wp == self.oracle.geometry.zone_capacity_sectors(index) => full(wp),
-            wp => open(wp),
-        };
-        let state = now.state;
+        let state = self.state_at(index, state.wp_sectors + sectors);
+        self.oracle.zones[zone].now.state = state;
         self.store().publish(index, state);
         Ok(())
     }
@@ -314,13 +364,19 @@ impl History {
     }
 
     /// What may be found while it runs, and how it ended.
-    fn commit(&mut self, flush: bool, finish: &[usize], reset: &[usize]) -> (Oracle, Result<(), Finding>) {
+    fn commit(
+        &mut self,
+        flush: bool,
+        finish: &[usize],
+        reset: &[usize],
+        meanwhile: &[Meanwhile],
+    ) -> (Oracle, Result<(), Finding>) {
         for &zone in finish {
             let state = &mut self.oracle.zones[zone].now.state;
             *state = full(state.wp_sectors);
         }
         for &zone in reset {
-            self.oracle.zones[zone].now = Content { state: ZoneState::EMPTY, data: Vec::new() };
+            self.oracle.zones[zone].now = Content::empty();
         }
         let [finished, emptied] = [finish, reset]
             .map(|zones| zones.iter().map(|&zone| self.oracle.zones[zone].index).collect::<Vec<_>>());
@@ -331,6 +387,7 @@ impl History {
         let named = |zone: u32| flush || finished.contains(&zone) || emptied.contains(&zone);
         let mut during = self.oracle.clone();
         during.allow_now(named);
+        let others = self.start_others(meanwhile);
         self.medium.begin(match (flush, finish, reset) {
             (true, ..) => Phase::Flush,
             (_, [], _) => Phase::Reset,
@@ -340,6 +397,7 @@ impl History {
         let outcome =
             self.store().commit(&Commit { flush: flush || all, finished: &finished, reset: &emptied });
         self.medium.end();
+        self.medium.interleave(None);
         let done = match (outcome.durable, outcome.hole_failures.is_empty()) {
             (Ok(()), true) => Ok(()),
             other => Err(format!("a commit: {other:?}")),
@@ -350,7 +408,64 @@ impl History {
                 self.oracle.promise_sectors();
             }
         }
+        // What came meanwhile is not promised.
+        for other in others.iter().filter(|other| other.done.load(Ordering::SeqCst)) {
+            match other.place {
+                Place::Zone(zone) => {
+                    let now = &mut self.oracle.zones[zone].now;
+                    now.data.push(other.id);
+                    now.state = other.state;
+                }
+                Place::Conventional(sector) => {
+                    self.oracle.write_sector(sector, other.id);
+                    during.write_sector(sector, other.id);
+                }
+            }
+        }
         (during, done)
+    }
+
+    /// Other lanes, which come in between the calls of the commit that follows.
+    fn start_others(&mut self, meanwhile: &[Meanwhile]) -> Vec<Arc<Other>> {
+        let mut others = Vec::new();
+        for &Meanwhile { call, place } in meanwhile {
+            let (sector, state) = match place {
+                Place::Zone(zone) => {
+                    let zone = &self.oracle.zones[zone];
+                    let wp = zone.now.state.wp_sectors;
+                    let start = usize::try_from(self.oracle.geometry.zone_start(zone.index)).unwrap();
+                    (start + wp as usize, self.state_at(zone.index, wp + 1))
+                }
+                Place::Conventional(sector) => (self.oracle.sectors[sector].index, ZoneState::CONVENTIONAL),
+            };
+            let (id, bytes) = self.content(sector);
+            let zone = self.oracle.geometry.zone_of(sector as u64).unwrap();
+            others.push(Arc::new(Other {
+                call,
+                place,
+                zone,
+                state,
+                sector,
+                id,
+                bytes,
+                done: AtomicBool::new(false),
+            }));
+        }
+        if !others.is_empty() {
+            let (store, others) = (Arc::clone(self.store.as_ref().unwrap()), others.clone());
+            let mut calls = 0..;
+            self.medium.interleave(Some(Box::new(move || {
+                let call = calls.next();
+                others.iter().filter(|other| Some(other.call) == call).for_each(|other| other.act(&store));
+            })));
+        }
+        others
+    }
+
+    /// The state of a zone that is written up to here.
+    fn state_at(&self, zone: u32, wp_sectors: u32) -> ZoneState {
+        let is_full = wp_sectors == self.oracle.geometry.zone_capacity_sectors(zone);
+        if is_full { full(wp_sectors) } else { open(wp_sectors) }
     }
 
     fn close(&mut self) -> Result<(), Finding> {
@@ -376,7 +491,7 @@ impl History {
 
     fn failing_flush(&mut self, sync: u32) -> Result<Oracle, Finding> {
         self.medium.fail_sync_after(Some(sync));
-        let (during, outcome) = self.commit(true, &[], &[]);
+        let (during, outcome) = self.commit(true, &[], &[], &[]);
         self.medium.fail_sync_after(None);
         (self.store, self.lane) = (None, None);
         if outcome.is_ok() {

@@ -19,8 +19,10 @@ mod history;
 mod medium;
 mod mutation;
 mod oracle;
+mod random;
 mod setups;
 
+use std::str::FromStr;
 use std::time::Instant;
 
 use disk::UNREADABLE;
@@ -28,7 +30,7 @@ use explore::{Explorer, Limits};
 use history::{Finding, Setup};
 use mutation::Mutation;
 use oracle::Oracle;
-use setups::{every_history, failing_syncs, one_page, two_pages};
+use setups::{every_history, failing_syncs, few_ops, no_holes, one_page, two_pages};
 
 const ALL: Limits =
     Limits { recovery_cuts: 1, cuts_per_moment: 1 << 20, cuts_per_recovery: 1 << 20, kills: true };
@@ -48,30 +50,84 @@ fn exhaust(setup: &Setup, len: usize, mutation: Mutation) -> (Explorer, Result<u
     (explorer, histories)
 }
 
-/// `usual`, or as the environment has it.
-fn len(usual: usize) -> usize {
-    std::env::var("ZBD_LEN").ok().and_then(|len| len.parse().ok()).unwrap_or(usual)
+fn variable<T: FromStr>(name: &str) -> Option<T> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+/// How many different states the full run shall open; `None`: a short run.
+fn full_states() -> Option<u64> {
+    variable("ZBD_POWER_STATES")
+}
+
+/// Goes through all histories up to a length, which is larger in the full run.
+fn every_short_history(setup: &Setup, short_len: usize, full_len: usize) {
+    let len = variable("ZBD_POWER_LEN").unwrap_or(full_states().map_or(short_len, |_| full_len));
+    let (explorer, histories) = exhaust(setup, len, Mutation::None);
+    histories.unwrap();
+    // All of them, and no selection.
+    assert_eq!(explorer.counts.sampled, 0);
 }
 
 #[test]
 fn every_short_history_on_one_page() {
-    let (explorer, histories) = exhaust(&one_page(), len(3), Mutation::None);
-    histories.unwrap();
-    assert_eq!(explorer.counts.sampled, 0);
+    every_short_history(&one_page(), 3, 5);
+}
+
+#[test]
+fn every_short_history_of_few_operations() {
+    every_short_history(&few_ops(), 4, 7);
 }
 
 #[test]
 fn every_short_history_on_two_pages() {
-    let (explorer, histories) = exhaust(&two_pages(), len(5), Mutation::None);
-    histories.unwrap();
-    assert_eq!(explorer.counts.sampled, 0);
+    every_short_history(&two_pages(), 4, 7);
+}
+
+#[test]
+fn every_short_history_without_holes() {
+    every_short_history(&no_holes(), 3, 5);
 }
 
 #[test]
 fn every_short_history_with_failing_syncs() {
-    let (explorer, histories) = exhaust(&failing_syncs(), len(3), Mutation::None);
-    histories.unwrap();
-    assert_eq!(explorer.counts.sampled, 0);
+    every_short_history(&failing_syncs(), 3, 5);
+}
+
+/// Seeds that have found something once, or are here so that there always are some.
+const SEEDS: [u64; 4] = [0, 1, 2, 3];
+
+#[test]
+fn long_histories() {
+    // About two states in three come from here in the full run.
+    let wanted = full_states().map_or(6_000, |states| states / 3);
+    long(false, wanted);
+}
+
+#[test]
+fn long_histories_with_failing_syncs() {
+    let wanted = full_states().map_or(3_000, |states| states / 6);
+    long(true, wanted);
+}
+
+/// Long histories from [`SEEDS`] and from new ones, until there are that many states.
+fn long(failing_syncs: bool, wanted: u64) {
+    let setup = random::large(failing_syncs);
+    let mut explorer = Explorer::new(&setup.world(), Mutation::None, ALL);
+    let begun = Instant::now();
+    let mut histories = 0;
+    let mut new_seeds = fastrand::Rng::new();
+    let one = variable("SEED");
+    let mut seeds: Vec<u64> = one.map_or(SEEDS.to_vec(), |seed| vec![seed]);
+    while let Some(seed) = seeds.pop() {
+        random::long_history(&setup, seed, &mut explorer).unwrap();
+        explorer.forget();
+        histories += 1;
+        if one.is_none() && seeds.is_empty() && explorer.counts.states < wanted {
+            seeds.push(new_seeds.u64(..));
+        }
+    }
+    let how = if failing_syncs { ", some syncs fail" } else { "" };
+    println!("{histories} long histories{how}: {:?}, {:?}", explorer.counts, begun.elapsed());
 }
 
 /// A closed image of which one block is damaged later: opening puts that in order, and may be cut off.

@@ -393,6 +393,9 @@ impl Medium for PowerMedium {
     }
 
     fn punch_hole(&self, range: Range<u64>) -> io::Result<()> {
+        if !self.world.host.punches {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
         self.hook();
         let mut state = self.state();
         if !state.mutation.drops_punch(state.phase) {
@@ -406,17 +409,16 @@ impl Medium for PowerMedium {
 
     fn next_data(&self, range: Range<u64>) -> io::Result<Option<Range<u64>>> {
         let state = self.state();
-        let first = usize::try_from(range.start / 512).unwrap();
-        let sectors = usize::try_from(range.end / 512).unwrap().saturating_sub(first);
-        if sectors == 0 {
-            return Ok(None);
+        let [start, end] = [range.start, range.end].map(|at| usize::try_from(at).unwrap() / SECTOR_LEN);
+        for part in self.world.parts(start..end) {
+            let first = self.world.number(part.start).unwrap();
+            let cache = &state.disk.cache[first..first + part.len()];
+            let Some(hole) = cache.iter().position(|&id| id != ZEROS) else { continue };
+            let len = cache[hole..].iter().position(|&id| id == ZEROS).unwrap_or(part.len() - hole);
+            let byte = |sector: usize| (sector * SECTOR_LEN) as u64;
+            return Ok(Some(byte(part.start + hole)..byte(part.start + hole + len)));
         }
-        let number = self.world.number(first).unwrap();
-        let cache = &state.disk.cache[number..number + sectors];
-        let Some(start) = cache.iter().position(|&id| id != ZEROS) else { return Ok(None) };
-        let len = cache[start..].iter().position(|&id| id == ZEROS).unwrap_or(sectors - start);
-        let byte = |sector: usize| range.start + (sector * SECTOR_LEN) as u64;
-        Ok(Some(byte(start)..byte(start + len)))
+        Ok(None)
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {

@@ -12,11 +12,31 @@ pub struct Found {
     pub data: Vec<Id>,
 }
 
+impl Found {
+    /// The first place at which `other` is not the same.
+    pub fn difference(&self, other: &Self) -> Option<String> {
+        let zone = (0..self.states.len()).find(|&zone| self.states[zone] != other.states[zone]);
+        if let Some(zone) = zone {
+            let (expected, found) = (self.states[zone], other.states[zone]);
+            return Some(format!("zone {zone} is {found:?} where {expected:?} must be"));
+        }
+        let sector = (0..self.data.len()).find(|&sector| self.data[sector] != other.data[sector])?;
+        let (expected, found) = (self.data[sector], other.data[sector]);
+        Some(format!("sector {sector} holds {found} where {expected} must be"))
+    }
+}
+
 /// What a zone holds: its state, and each sector below the end of its data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Content {
     pub state: ZoneState,
     pub data: Vec<Id>,
+}
+
+impl Content {
+    pub fn empty() -> Self {
+        Self { state: ZoneState::EMPTY, data: Vec::new() }
+    }
 }
 
 /// A sequential zone that a history uses.
@@ -47,7 +67,7 @@ pub struct Oracle {
 
 impl Oracle {
     pub fn new(geometry: Geometry, zones: &[u32], sectors: &[usize]) -> Self {
-        let empty = Content { state: ZoneState::EMPTY, data: Vec::new() };
+        let empty = Content::empty();
         let zone = |&index| Zone { index, now: empty.clone(), allowed: vec![empty.clone()] };
         let sector = |&index| Sector { index, now: ZEROS, allowed: vec![ZEROS] };
         Self {

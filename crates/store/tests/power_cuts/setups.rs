@@ -4,8 +4,12 @@ use std::sync::Arc;
 
 use virtio_zbd_zones::{Geometry, GeometryConfig};
 
+use crate::disk::Host;
 use crate::explore::Explorer;
 use crate::history::{Finding, History, Op, Setup};
+
+/// Every write may leave a sector unreadable.
+pub const STRICT: Host = Host { repeats_are_safe: false, punches: true };
 
 /// One conventional zone, and two sequential ones that are used: their states are in different sectors of one page.
 pub fn one_page() -> Setup {
@@ -37,7 +41,7 @@ pub fn one_page() -> Setup {
         zones: vec![1, 60],
         sectors: vec![1],
         ops,
-        repeats_are_safe: false,
+        host: STRICT,
     }
 }
 
@@ -68,7 +72,7 @@ pub fn two_pages() -> Setup {
         Op::Write { zone: 0, sectors: 1 },
         Op::Write { zone: 1, sectors: 1 },
         Op::flush(),
-        Op::Commit { flush: true, finish: vec![0], reset: vec![] },
+        Op::commit(true, &[0], &[]),
         Op::reset(&[1]),
     ];
     Setup {
@@ -77,7 +81,7 @@ pub fn two_pages() -> Setup {
         zones: vec![1, 504],
         sectors: vec![],
         ops,
-        repeats_are_safe: false,
+        host: STRICT,
     }
 }
 
@@ -91,7 +95,19 @@ pub fn failing_syncs() -> Setup {
         Op::FailingFlush { sync: 1 },
         Op::reset(&[0]),
     ];
-    Setup { name: "failing syncs", ops, repeats_are_safe: true, ..one_page() }
+    Setup { name: "failing syncs", ops, host: Host { repeats_are_safe: true, ..STRICT }, ..one_page() }
+}
+
+/// As [`one_page`], on a host that can't punch holes.
+pub fn no_holes() -> Setup {
+    let ops = vec![
+        Op::Write { zone: 0, sectors: 1 },
+        Op::Gap { zone: 0 },
+        Op::flush(),
+        Op::reset(&[0]),
+        Op::Reopen,
+    ];
+    Setup { name: "no holes", ops, host: Host { punches: false, ..STRICT }, ..one_page() }
 }
 
 /// Goes through every history of at most `len` operations, and looks at every moment of each. Returns how
