@@ -41,7 +41,7 @@ pub use image::{
     ZoneCounts, ZoneRanges,
 };
 pub use inject::{FaultRule, FaultRuleError, Faults};
-pub use lane::{EngineChoice, Event, Lane, Zeroing};
+pub use lane::{EngineChoice, Event, Lane, Zeroing, reserve_rings};
 pub use medium::{FileMedium, Medium};
 pub use ram::RamStore;
 pub use raw::RawStore;

@@ -4,6 +4,7 @@ mod op;
 mod poll;
 mod ring;
 mod slab;
+mod spare;
 mod tap;
 mod target;
 
@@ -19,6 +20,7 @@ use crate::inject::{Fault, Faults, Operation};
 use op::{Action, Op};
 use poll::PollSet;
 use ring::Ring;
+pub use spare::reserve_rings;
 pub(crate) use tap::{Change, Tap};
 pub(crate) use target::Target;
 

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::mem;
+use std::mem::{self, ManuallyDrop};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
@@ -12,18 +12,17 @@ use io_uring::{IoUring, opcode, squeue};
 use super::Event;
 use super::op::{Action, Op, Step};
 use super::slab::Slab;
+use super::spare;
 use super::target::fallocate_mode;
 use crate::buffer::{IoBuffer, Segments};
-
-/// Entries of the submission queue. More operations than this are fine: a full queue is submitted.
-const ENTRIES: u32 = 256;
 
 /// A ring, and all that the kernel may still write to.
 ///
 /// Nothing that was handed to the kernel is freed before its completion has been seen: an operation stays in
 /// `ops`, a watch in `watches`, until then; and [`Drop`] waits for the rest.
 pub(super) struct Ring {
-    ring: IoUring,
+    /// Kept for the next lane, or dropped, by [`Drop`].
+    ring: ManuallyDrop<IoUring>,
     ops: Slab<Op>,
     watches: Slab<Watch>,
     /// Entries given to the ring whose completion has not been taken.
@@ -55,16 +54,7 @@ impl Ring {
     /// # Errors
     /// The kernel has no io_uring, one that can't wait with a timeout (before 5.11), or does not let us use it.
     pub(super) fn new() -> io::Result<Self> {
-        let mut builder = IoUring::builder();
-        builder.setup_coop_taskrun().setup_taskrun_flag();
-        let ring = match builder.build(ENTRIES) {
-            // Before 5.19 the two flags are unknown.
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => IoUring::new(ENTRIES)?,
-            other => other?,
-        };
-        if !ring.params().is_feature_ext_arg() || !ring.params().is_feature_nodrop() {
-            return Err(io::Error::from_raw_os_error(libc::ENOSYS));
-        }
+        let ring = ManuallyDrop::new(spare::take()?);
         Ok(Self { ring, ops: Slab::new(), watches: Slab::new(), outstanding: 0, reaped: Vec::new() })
     }
 
@@ -312,6 +302,11 @@ impl Drop for Ring {
             log::error!("{} operations can't be waited for: their memory is kept for good", self.outstanding);
             mem::forget(mem::replace(&mut self.ops, Slab::new()));
             mem::forget(mem::replace(&mut self.watches, Slab::new()));
+        }
+        // SAFETY: it is not used again.
+        let ring = unsafe { ManuallyDrop::take(&mut self.ring) };
+        if self.outstanding == 0 {
+            spare::give_back(ring);
         }
     }
 }
