@@ -13,6 +13,7 @@ use vm_memory::GuestMemoryMmap;
 
 use crate::commit::Committer;
 use crate::config::{self, ConfigRefused, FeaturesRefused, Negotiated, Offer, SEG_MAX, SIZE_MAX_BYTES};
+use crate::inflight::{Inflight, InflightLog};
 use crate::mailbox::Mailboxes;
 use crate::queue::{Queue, StartError};
 use crate::ring::RingConfig;
@@ -40,6 +41,7 @@ pub struct Disk {
     pub(crate) mailboxes: Arc<Mailboxes>,
     pub(crate) committer: Committer,
     pub(crate) engine: EngineChoice,
+    pub(crate) inflight: Inflight,
 }
 
 /// The zones of a disk.
@@ -66,6 +68,9 @@ pub struct QueueConfig {
     pub call: Box<dyn Fn() + Send>,
     /// Tells the front-end that the ring can't be followed any more and the queue is given up.
     pub broken: Box<dyn Fn() + Send>,
+    /// Where to keep what is under way, so that it outlives this process, and what an earlier one has left there
+    /// ([`Disk::use_inflight`]). `None`: requests under way when this process dies are lost.
+    pub inflight: Option<Box<dyn InflightLog>>,
 }
 
 impl Disk {
@@ -105,7 +110,16 @@ impl Disk {
         let committer =
             Committer::start(Arc::clone(&store), Arc::clone(&mailboxes)).map_err(DiskError::Thread)?;
         let serial = store.identity().serial;
-        Ok(Arc::new(Self { store, zones, offer, serial, mailboxes, committer, engine: config.engine }))
+        Ok(Arc::new(Self {
+            store,
+            zones,
+            offer,
+            serial,
+            mailboxes,
+            committer,
+            engine: config.engine,
+            inflight: Inflight::new(),
+        }))
     }
 
     /// The virtio feature bits that the disk offers.

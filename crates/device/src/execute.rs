@@ -16,6 +16,7 @@ use zerocopy::IntoBytes;
 use crate::commit::{CommitEnd, CommitKind};
 use crate::disk::Zones;
 use crate::flight::{Answer, Probe, ResetAll, Step};
+use crate::inflight::Note;
 use crate::request::{Request, SectorRange};
 use crate::spans::{Spans, len_of};
 use crate::worker::Worker;
@@ -124,6 +125,9 @@ impl Worker {
             None => return self.answer(slot, Answer::status(Status::IoErr)),
         };
         let at = grant.as_ref().map_or(sector, Grant::sector);
+        if grant.as_ref().is_some_and(Grant::is_reserved) {
+            self.note(slot, Note::Placed { sector: at, sectors });
+        }
         self.set_step(slot, Step::Writing { grant, sectors, append });
         if sectors == 0 {
             return self.io_done(slot, Ok(()));
@@ -171,8 +175,11 @@ impl Worker {
                 self.set_step(slot, Step::Clearing { grant, medium_is_bad: bad });
                 self.lane.zero(slot.into(), at, len, Zeroing::Deallocate);
             }
-            Some(Step::Writing { grant, append, .. }) => {
+            Some(Step::Writing { grant, sectors, append }) => {
                 let sector = grant.as_ref().map(Grant::sector).filter(|_| append && ok);
+                if let Some(grant) = grant.as_ref().filter(|grant| ok && grant.is_reserved()) {
+                    self.note(slot, Note::Written { sector: grant.sector(), sectors });
+                }
                 self.settle(grant, ok);
                 let status = if ok { Status::Ok } else { Status::IoErr };
                 self.stable_then_answer(slot, Answer { append_sector: sector, ..Answer::status(status) });
@@ -181,6 +188,8 @@ impl Worker {
                 let zone = grant.zone();
                 // First the zone, so that nobody comes to write between the two.
                 let retired = (medium_is_bad || bad) && self.retire(zone, Retirement::ReadOnly);
+                // Its place may be another's next.
+                self.note(slot, Note::Ended(Answer::status(Status::IoErr)));
                 self.settle(Some(grant), false);
                 match retired {
                     true => self.retired(slot, vec![zone]),
@@ -261,7 +270,7 @@ impl Worker {
     }
 
     /// Answers a change of the disk: at once with the write-back cache, after a flush without (D1).
-    fn stable_then_answer(&mut self, slot: u32, answer: Answer) {
+    pub(crate) fn stable_then_answer(&mut self, slot: u32, answer: Answer) {
         if answer.status != Status::Ok || self.place.negotiated.write_back() {
             return self.answer(slot, answer);
         }
@@ -336,6 +345,8 @@ impl Worker {
             Some(Step::EndingAll(begun)) => begun,
             other => return self.lost(slot, other),
         };
+        // The zones may be written by others next.
+        self.note(slot, Note::Ended(Answer::status(status)));
         let disk = Arc::clone(&self.place.disk);
         let mut lost = Vec::new();
         if let Some(zones) = &disk.zones {
@@ -387,8 +398,15 @@ impl Worker {
         self.answer(slot, Answer::FILLED);
     }
 
+    /// Notes how far a request has come, for the process after this one.
+    fn note(&mut self, slot: u32, note: Note) {
+        if let Some(flight) = self.flights.get_mut(slot) {
+            self.notes.set(flight.head, note);
+        }
+    }
+
     /// Puts a request into a new step and returns the one it was in.
-    fn set_step(&mut self, slot: u32, step: Step) -> Option<Step> {
+    pub(crate) fn set_step(&mut self, slot: u32, step: Step) -> Option<Step> {
         self.flights.get_mut(slot).map(|flight| std::mem::replace(&mut flight.step, step))
     }
 
@@ -457,6 +475,6 @@ fn descriptor(zone: &ZoneReport) -> ZoneDescriptor {
 }
 
 /// Sectors in bytes. A sector inside the disk does not overflow; the disk's length in bytes is a u64.
-fn byte_offset(sectors: u64) -> u64 {
+pub(crate) fn byte_offset(sectors: u64) -> u64 {
     sectors.saturating_mul(SECTOR_LEN_BYTES.into())
 }

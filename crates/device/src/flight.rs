@@ -113,6 +113,12 @@ impl Flights {
         u32::try_from(self.slots.len() - 1).unwrap_or(u32::MAX)
     }
 
+    /// Takes all requests out: what each waits for.
+    pub(crate) fn drain(&mut self) -> Vec<Step> {
+        let flights = std::mem::take(self).slots;
+        flights.into_iter().flatten().map(|flight| flight.step).collect()
+    }
+
     pub(crate) fn get_mut(&mut self, slot: u32) -> Option<&mut Flight> {
         self.slots.get_mut(index(slot))?.as_mut()
     }

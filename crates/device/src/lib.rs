@@ -14,6 +14,7 @@
 //! | `request` | the chain becomes one `Request`; lengths are checked here |
 //! | `execute` | a request goes from step to step until it is answered |
 //! | `worker` | the loop around these |
+//! | `inflight` | notes of requests under way, for the process after this one |
 //! | `commit` | flush, finish and reset of all queues, made durable in batches |
 //! | `config` | features and configuration space |
 #![forbid(unsafe_code)]
@@ -24,9 +25,11 @@ mod config;
 mod disk;
 mod execute;
 mod flight;
+mod inflight;
 mod mailbox;
 mod queue;
 mod request;
+mod resume;
 mod ring;
 mod spans;
 mod worker;
@@ -36,5 +39,6 @@ pub use config::{
     SEG_MAX, SIZE_MAX_BYTES,
 };
 pub use disk::{Disk, DiskConfig, DiskError, QueueConfig};
+pub use inflight::{InflightBuffer, InflightLog};
 pub use queue::{Queue, StartError};
 pub use ring::{RingConfig, RingError};

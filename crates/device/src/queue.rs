@@ -9,6 +9,7 @@ use vm_memory::GuestMemoryMmap;
 
 use crate::config::Negotiated;
 use crate::disk::{Disk, QueueConfig};
+use crate::inflight::Notes;
 use crate::mailbox::{Mailbox, Message};
 use crate::ring::{RingError, SplitRing};
 use crate::worker::{KICK, MAILBOX, Place, Worker};
@@ -32,6 +33,7 @@ impl Queue {
         // A count of its own for each queue: the queues' requests do not fight for one cache line.
         let memory = Arc::new(GuestMemoryMmap::clone(&config.memory));
         let ring = SplitRing::new(Arc::clone(&memory), config.ring)?;
+        let notes = Notes::new(&disk, config.inflight);
         let mut lane = disk.store.open_lane(disk.engine).map_err(StartError::Lane)?;
         let mailbox = disk.mailboxes.register().map_err(StartError::Lane)?;
         let watched = mailbox.wake_fd().and_then(|wake| {
@@ -48,7 +50,7 @@ impl Queue {
                 call: config.call,
                 broken: config.broken,
             };
-            let worker = Worker::new(place, ring, lane);
+            let worker = Worker::new(place, ring, lane, notes);
             std::thread::Builder::new().name(format!("queue {index}")).spawn(move || worker.run())
         });
         match started {

@@ -147,6 +147,16 @@ impl SplitRing {
         self.next_used += 1;
     }
 
+    /// Whether there are used elements that the driver can't see yet.
+    pub(crate) fn has_unpublished(&self) -> bool {
+        self.published_used != self.next_used
+    }
+
+    /// The used ring's index, as the driver sees it.
+    pub(crate) fn used_idx(&self) -> u16 {
+        self.published_used.0
+    }
+
     /// Shows the driver all used elements since the last time. Returns whether it wants a notification for them.
     pub(crate) fn publish(&mut self) -> bool {
         let (old, new) = (self.published_used, self.next_used);

@@ -16,8 +16,9 @@ use crate::chain;
 use crate::config::Negotiated;
 use crate::disk::Disk;
 use crate::flight::{Answer, Flight, Flights, Step};
+use crate::inflight::{Note, Notes};
 use crate::mailbox::{Mailbox, Message};
-use crate::request::{APPEND_SECTOR_LEN, InHeader, parse};
+use crate::request::{APPEND_SECTOR_LEN, InHeader, Request, parse};
 use crate::ring::SplitRing;
 use crate::spans::Spans;
 
@@ -42,6 +43,7 @@ pub(crate) struct Worker {
     ring: SplitRing,
     pub(crate) lane: Lane,
     pub(crate) flights: Flights,
+    pub(crate) notes: Notes,
     /// Vectors of buffers that have been used, for the next ones.
     segments: Vec<Segments>,
     /// Requests whose zone has become free, in the order in which they waited.
@@ -54,12 +56,13 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    pub(crate) fn new(place: Place, ring: SplitRing, lane: Lane) -> Self {
+    pub(crate) fn new(place: Place, ring: SplitRing, lane: Lane, notes: Notes) -> Self {
         Self {
             place,
             ring,
             lane,
             flights: Flights::default(),
+            notes,
             segments: Vec::new(),
             retries: VecDeque::new(),
             stopping: false,
@@ -72,6 +75,7 @@ impl Worker {
     pub(crate) fn run(mut self) -> u16 {
         let index = self.place.index;
         log::debug!("queue {index}: started, {} entries, {}", self.ring.size(), self.lane.engine_name());
+        self.take_up();
         let mut events = Vec::new();
         loop {
             // What has waited goes before what is new.
@@ -79,9 +83,7 @@ impl Worker {
                 self.retry(slot);
             }
             let more = !self.stopping && !self.broken && self.process_ring();
-            if self.ring.publish() {
-                (self.place.call)();
-            }
+            self.publish();
             if self.stopping && self.flights.is_empty() {
                 break;
             }
@@ -91,6 +93,7 @@ impl Worker {
             if let Err(error) = self.lane.wait(more.then_some(Duration::ZERO), &mut events) {
                 // Without its lane the worker hears nothing, not even the stop: it must end here.
                 log::error!("queue {index}: its lane has failed, the queue ends: {error}");
+                self.leave();
                 break;
             }
             for event in events.drain(..) {
@@ -133,7 +136,12 @@ impl Worker {
                 return false;
             }
             match self.ring.pop() {
-                Ok(Some(head)) => self.take(head),
+                Ok(Some(head)) => {
+                    self.notes.taken(head);
+                    if let Some((slot, request)) = self.open(head) {
+                        self.start(slot, request);
+                    }
+                }
                 Ok(None) if self.ring.enable_kicks() => {}
                 Ok(None) => return false,
                 Err(error) => {
@@ -147,8 +155,21 @@ impl Worker {
         true
     }
 
-    /// Takes one chain: walks it, parses it, starts what it asks for.
-    fn take(&mut self, head: u16) {
+    /// Shows the driver what is answered.
+    fn publish(&mut self) {
+        if !self.ring.has_unpublished() {
+            return;
+        }
+        let wanted = self.ring.publish();
+        self.notes.published(self.ring.used_idx());
+        if wanted {
+            (self.place.call)();
+        }
+    }
+
+    /// Opens a chain that was taken: walks it and parses it. What it asks for is to be started; one that asks for nothing that can be
+    /// is answered.
+    pub(crate) fn open(&mut self, head: u16) -> Option<(u32, Request)> {
         let place = &self.place;
         let taken = log::log_enabled!(target: "vzbd::request", log::Level::Trace).then(Instant::now);
         let indirect = place.negotiated.has(Features::INDIRECT_DESC);
@@ -159,7 +180,7 @@ impl Worker {
                 let in_header = parsed.in_header;
                 let slot = self.flights.insert(Flight { head, in_header, step: Step::Starting, taken });
                 match parsed.request {
-                    Ok(request) => self.start(slot, request),
+                    Ok(request) => return Some((slot, request)),
                     Err(status) => self.answer(slot, Answer::status(status)),
                 }
             }
@@ -186,12 +207,14 @@ impl Worker {
                 self.answer(slot, Answer::status(Status::IoErr));
             }
         }
+        None
     }
 
     /// Writes the answer where the driver looks for it, and gives the chain back.
     pub(crate) fn answer(&mut self, slot: u32, answer: Answer) {
         let Some(flight) = self.flights.remove(slot) else { return };
         let Flight { head, in_header, taken, .. } = flight;
+        self.notes.set(head, Note::Ended(answer));
         let mut in_header_len_bytes = in_header.status.len_bytes();
         if let Some(spans) = &in_header.append_sector {
             let sector = answer.append_sector.unwrap_or(0);
@@ -208,6 +231,7 @@ impl Worker {
             false => 0,
         };
         self.ring.push_used(head, written_bytes);
+        self.notes.used(head);
         if let Some(taken) = taken {
             log::trace!(
                 target: "vzbd::request",

@@ -26,6 +26,13 @@ pub trait Store: Send + Sync {
     /// What the disk calls itself.
     fn identity(&self) -> Identity;
 
+    /// A number that changes when the store goes back to what was flushed: states that were published, and the data below their
+    /// write pointers, may be gone. As long as it stays the same, everything published is there, in however many processes
+    /// (D5).
+    fn history(&self) -> u64 {
+        0
+    }
+
     /// The state of each zone as a restart finds it (D4); empty for a plain disk. Meant to be asked once,
     /// before the first [`publish`](Self::publish).
     fn initial_states(&self) -> Vec<ZoneState>;

@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
-use virtio_zbd_device::{Disk, Negotiated, QUEUE_SIZE_MAX, Queue, QueueConfig, RingConfig};
+use virtio_zbd_device::{
+    Disk, InflightBuffer, InflightLog, Negotiated, QUEUE_SIZE_MAX, Queue, QueueConfig, RingConfig,
+};
 use virtio_zbd_spec::Features;
 use virtio_zbd_vhost_user::{
-    Backend, ConfigRefused, FeaturesRefused, FrontendNotifier, RunningQueue, Session, StartError, Vring,
+    Backend, ConfigRefused, FeaturesRefused, FrontendNotifier, Inflight, InflightQueue, RunningQueue,
+    Session, StartError, Vring,
 };
 
 /// A disk as a vhost-user back-end, for a [`Server`](virtio_zbd_vhost_user::Server).
@@ -47,6 +50,10 @@ impl Backend for DiskBackend {
         QUEUE_SIZE_MAX
     }
 
+    fn keeps_inflight(&self) -> bool {
+        true
+    }
+
     fn connect(&self, _: FrontendNotifier) -> DiskSession {
         DiskSession { disk: Arc::clone(&self.0), negotiated: self.0.not_negotiated() }
     }
@@ -57,7 +64,7 @@ impl Session for DiskSession {
 
     fn accept_features(&mut self, features: u64) -> Result<(), FeaturesRefused> {
         // What an earlier driver was granted is no longer so, whatever comes of this one.
-        self.reset();
+        self.negotiated = self.disk.not_negotiated();
         self.negotiated =
             self.disk.negotiate(features).map_err(|refused| FeaturesRefused::new(refused.to_string()))?;
         Ok(())
@@ -73,7 +80,11 @@ impl Session for DiskSession {
             .map_err(|refused| ConfigRefused::new(refused.to_string()))
     }
 
-    fn start_queue(&mut self, index: u16, vring: Vring) -> Result<DiskQueue, StartError> {
+    fn use_inflight(&mut self, buffer: &Inflight) {
+        self.disk.use_inflight(&Buffer(buffer));
+    }
+
+    fn start_queue(&mut self, index: u16, mut vring: Vring) -> Result<DiskQueue, StartError> {
         let failed = |error: &dyn std::error::Error| StartError::new(error.to_string());
         let (call, err) = (vring.call.clone(), vring.err.clone());
         let config = QueueConfig {
@@ -97,6 +108,7 @@ impl Session for DiskSession {
                     err.notify();
                 }
             }),
+            inflight: vring.inflight.take().map(|log| -> Box<dyn InflightLog> { Box::new(Log(log)) }),
         };
         let queue = self
             .disk
@@ -106,6 +118,7 @@ impl Session for DiskSession {
     }
 
     fn reset(&mut self) {
+        self.disk.forget_inflight();
         self.negotiated = self.disk.not_negotiated();
     }
 }
@@ -114,5 +127,71 @@ impl RunningQueue for DiskQueue {
     fn stop(self) -> Vring {
         let next_avail = self.queue.stop();
         Vring { next_avail, ..self.vring }
+    }
+}
+
+/// The server's buffer of requests under way, as the device knows it.
+struct Buffer<'a>(&'a Inflight);
+
+impl InflightBuffer for Buffer<'_> {
+    fn queue_count(&self) -> u16 {
+        self.0.queue_count()
+    }
+
+    fn queue_size(&self) -> u16 {
+        self.0.queue_size()
+    }
+
+    fn mark(&self, index: usize) -> u64 {
+        self.0.mark(index)
+    }
+
+    fn set_mark(&self, index: usize, value: u64) {
+        self.0.set_mark(index, value);
+    }
+
+    fn is_inflight(&self, queue: u16, head: u16) -> bool {
+        self.0.is_inflight(queue, head)
+    }
+
+    fn note(&self, queue: u16, head: u16, word: usize) -> u64 {
+        self.0.note(queue, head, word)
+    }
+
+    fn set_note(&self, queue: u16, head: u16, word: usize, value: u64) {
+        self.0.set_note(queue, head, word, value);
+    }
+}
+
+/// One queue's part of it.
+struct Log(InflightQueue);
+
+impl InflightLog for Log {
+    fn resubmit(&self) -> Vec<u16> {
+        self.0.resubmit().to_vec()
+    }
+
+    fn taken(&mut self, head: u16) {
+        self.0.taken(head);
+    }
+
+    fn used(&mut self, head: u16) {
+        self.0.used(head);
+    }
+
+    fn published(&mut self, used_idx: u16) {
+        self.0.published(used_idx);
+    }
+
+    fn mark(&self, index: usize) -> u64 {
+        self.0.buffer().mark(index)
+    }
+
+    fn note(&self, head: u16, word: usize) -> u64 {
+        self.0.note(head, word)
+    }
+
+    fn set_note(&self, head: u16, word: usize, value: u64) {
+        self.0.set_note(head, word, value);
     }
 }

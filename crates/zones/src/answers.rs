@@ -65,6 +65,11 @@ impl Grant {
         self.zone
     }
 
+    /// Whether a place of a sequential zone is reserved: not in conventional zones, and not for no sectors at all.
+    pub fn is_reserved(&self) -> bool {
+        self.reserved.is_some()
+    }
+
     /// The first sector to write to.
     pub fn sector(&self) -> u64 {
         self.start

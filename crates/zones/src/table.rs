@@ -187,6 +187,45 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
         Settled { woken: wake(&mut z) }
     }
 
+    /// Whether the range lies in what its sequential zone had when this table was made, and is there still: below the write pointer
+    /// that was found, in a zone that was not reset since. `sectors` is not 0.
+    pub fn is_kept(&self, sector: u64, sectors: u32) -> bool {
+        self.within_zone(sector, sectors, |z, range| z.is_kept(&range)).unwrap_or(false)
+    }
+
+    /// Takes in a write that was under way when the last process died, where a later one had moved the write pointer past it: what it
+    /// was to leave there may be missing, and it is to be made again in its place. Until [`adopt`](Self::adopt) it is
+    /// under way without anybody who makes it: a reset or finish waits.
+    ///
+    /// Returns whether it was taken in: its place must be [kept](Self::is_kept), and no other write's.
+    pub fn restore(&self, sector: u64, sectors: u32) -> bool {
+        let restored = self.within_zone(sector, sectors, |z, range| {
+            !matches!(z.condition, Condition::NotWp | Condition::Offline) && z.take_in(range)
+        });
+        restored.unwrap_or(false)
+    }
+
+    /// Whether a write at this place is under way without anybody who makes it.
+    pub fn is_left(&self, sector: u64, sectors: u32) -> bool {
+        self.within_zone(sector, sectors, |z, range| z.is_left(&range)).unwrap_or(false)
+    }
+
+    /// Takes over a write that was [restored](Self::restore) or [left](Self::leave): from now on it is as any that was admitted.
+    /// A failure below the write pointer does not move it. `None`: there is no such write.
+    pub fn adopt(&self, sector: u64, sectors: u32) -> Option<Grant> {
+        self.within_zone(sector, sectors, |z, range| {
+            let zone = self.geometry.zone_of(sector)?;
+            z.adopt(&range).then_some(Grant { zone, start: sector, reserved: Some(range) })
+        })?
+    }
+
+    /// The one who was to say how an admitted write ends can't. It stays under way until somebody takes it over.
+    pub fn leave(&self, grant: Grant) {
+        if let (Some(range), Ok(mut z)) = (grant.reserved, self.lock_zone(grant.zone)) {
+            z.leave(&range);
+        }
+    }
+
     /// Opens a zone explicitly.
     ///
     /// # Errors
@@ -331,6 +370,25 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
             return Err(Refusal::InvalidCommand);
         }
         Ok(first_zone..last_zone + 1)
+    }
+
+    /// Does something to the sequential zone that a range of one sector or more lies in as a whole.
+    fn within_zone<T>(
+        &self,
+        sector: u64,
+        sectors: u32,
+        act: impl FnOnce(&mut Zone, Range<u32>) -> T,
+    ) -> Option<T> {
+        let zone = self.geometry.zone_of(sector)?;
+        let start = u32::try_from(sector - self.geometry.zone_start(zone)).ok()?;
+        let end = start.checked_add(sectors)?;
+        if sectors == 0
+            || self.geometry.is_conventional(zone)
+            || end > self.geometry.zone_capacity_sectors(zone)
+        {
+            return None;
+        }
+        Some(act(&mut *self.lock_zone(zone).ok()?, start..end))
     }
 
     /// The sequential zone that starts at `sector` (R8, V13, V14, V21).

@@ -23,7 +23,10 @@ pub(crate) struct Zone {
     pub(crate) settling_from: Option<Condition>,
     /// Whether what the zone held before its last reset may still be on the medium, behind its write pointer.
     pub(crate) unswept: bool,
-    /// What has been admitted and is not behind us yet, in order of position, without holes.
+    /// End of what was found here when the table was made and is here still: a reset takes it away. Writes of this table lie behind it.
+    found: u32,
+    /// What has been admitted and is not behind us yet, in order of position. Without holes, but for what was
+    /// [taken in](Self::take_in) below the write pointer.
     in_flight: Vec<InFlight>,
     /// Requests that wait for the zone to be free.
     pub(crate) waiting: Vec<Ticket>,
@@ -38,6 +41,8 @@ struct InFlight {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outcome {
     Pending,
+    /// Pending, and nobody is there who would say how it ends.
+    Left,
     Done,
     Failed,
 }
@@ -52,6 +57,7 @@ impl Zone {
             implicit_stamp: 0,
             settling_from: None,
             unswept: false,
+            found: state.wp_sectors,
             in_flight: Vec::new(),
             waiting: Vec::new(),
         }
@@ -95,21 +101,20 @@ impl Zone {
     /// A failed write at the tail gives its place back. A failed write with data behind it can't: its range becomes a gap, which
     /// counts as written and reads as zeros.
     pub(crate) fn resolve(&mut self, range: &Range<u32>, ok: bool) {
-        if let Some(entry) =
-            self.in_flight.iter_mut().find(|e| e.range == *range && e.outcome == Outcome::Pending)
-        {
-            entry.outcome = if ok { Outcome::Done } else { Outcome::Failed };
+        if !self.turn(range, Outcome::Pending, if ok { Outcome::Done } else { Outcome::Failed }) {
+            return;
         }
         if ok {
             self.done = self.done.max(range.end);
             self.opened_from = None;
         }
-        while let Some(last) = self.in_flight.pop_if(|last| last.outcome == Outcome::Failed) {
+        let done = self.done;
+        let gives_back = |last: &mut InFlight| last.outcome == Outcome::Failed && last.range.end > done;
+        while let Some(last) = self.in_flight.pop_if(gives_back) {
             self.wp = last.range.start;
         }
-        let done = self.done;
         let over = |e: &InFlight| match e.outcome {
-            Outcome::Pending => false,
+            Outcome::Pending | Outcome::Left => false,
             Outcome::Done => true,
             Outcome::Failed => e.range.end <= done,
         };
@@ -117,11 +122,49 @@ impl Zone {
         self.in_flight.drain(..finished);
     }
 
+    /// Whether `range` lies in what was found when the table was made, and is there still.
+    pub(crate) fn is_kept(&self, range: &Range<u32>) -> bool {
+        range.end <= self.found
+    }
+
+    /// Takes in a write that was under way below the write pointer when the last table went, as [left](Self::leave). False: its place
+    /// is not where it could be, or not free.
+    pub(crate) fn take_in(&mut self, range: Range<u32>) -> bool {
+        let at = self.in_flight.partition_point(|e| e.range.end <= range.start);
+        let is_free = self.in_flight.get(at).is_none_or(|next| range.end <= next.range.start);
+        let restored = is_free && !range.is_empty() && self.is_kept(&range) && self.settling_from.is_none();
+        if restored {
+            self.in_flight.insert(at, InFlight { range, outcome: Outcome::Left });
+        }
+        restored
+    }
+
+    /// Nobody is there any more who would say how the write at `range` ends. It stays under way.
+    pub(crate) fn leave(&mut self, range: &Range<u32>) {
+        self.turn(range, Outcome::Pending, Outcome::Left);
+    }
+
+    /// Whether there is nobody who would say how the write at `range` ends.
+    pub(crate) fn is_left(&self, range: &Range<u32>) -> bool {
+        self.in_flight.iter().any(|e| e.range == *range && e.outcome == Outcome::Left)
+    }
+
+    /// Somebody will say how the write at `range` ends that was left. False: there is none.
+    pub(crate) fn adopt(&mut self, range: &Range<u32>) -> bool {
+        self.turn(range, Outcome::Left, Outcome::Pending)
+    }
+
+    fn turn(&mut self, range: &Range<u32>, from: Outcome, to: Outcome) -> bool {
+        let entry = self.in_flight.iter_mut().find(|e| e.range == *range && e.outcome == from);
+        entry.map(|entry| entry.outcome = to).is_some()
+    }
+
     /// Makes the zone what a reset leaves: nothing written.
     pub(crate) fn clear(&mut self) {
         self.condition = Condition::Empty;
         self.wp = 0;
         self.done = 0;
+        self.found = 0;
         self.opened_from = None;
     }
 
@@ -185,6 +228,51 @@ mod tests {
         assert_eq!(z.wp(), 24, "the tail is still under way");
         z.resolve(&c, false);
         assert_eq!((z.wp(), z.has_writes()), (0, false));
+    }
+
+    #[test]
+    fn what_was_under_way_below_the_write_pointer_is_taken_up_again() {
+        let found = ZoneState { condition: Condition::Closed, wp_sectors: 32 };
+        let mut z = Zone::new(found);
+        assert!(z.take_in(16..24) && z.take_in(0..8), "in any order");
+        for taken in [16..24, 12..17, 23..32, 0..8, 7..9] {
+            assert!(!z.take_in(taken.clone()), "{taken:?} is not free");
+        }
+        for never in [32..40, 24..33, 8..8] {
+            assert!(!z.take_in(never.clone()), "{never:?} was not there");
+        }
+        let new = z.reserve(8);
+        assert!(!z.adopt(&new) && !z.adopt(&(0..4)) && z.adopt(&(0..8)) && !z.adopt(&(0..8)));
+        // Neither a failure nor a success below the write pointer moves it.
+        z.resolve(&(0..8), false);
+        z.resolve(&new, true);
+        assert_eq!((z.wp(), z.state().wp_sectors, z.has_writes()), (40, 40, true));
+        assert!(z.adopt(&(16..24)));
+        z.resolve(&(16..24), true);
+        assert_eq!((z.wp(), z.state().wp_sectors, z.has_writes()), (40, 40, false));
+
+        // The failure that is the last one under way.
+        assert!(z.take_in(24..32) && z.adopt(&(24..32)));
+        z.resolve(&(24..32), false);
+        assert_eq!((z.wp(), z.state().wp_sectors, z.has_writes()), (40, 40, false));
+        z.clear();
+        assert!(!z.take_in(0..8), "it was reset");
+    }
+
+    #[test]
+    fn a_write_that_was_left_is_under_way_until_somebody_ends_it() {
+        let mut z = zone();
+        let (a, b) = (z.reserve(8), z.reserve(8));
+        z.leave(&a);
+        z.resolve(&a, true);
+        assert_eq!(z.state().wp_sectors, 0, "nobody may say so");
+        z.resolve(&b, true);
+        assert!(z.has_writes() && z.adopt(&a));
+        z.resolve(&a, true);
+        assert_eq!((z.wp(), z.state().wp_sectors, z.has_writes()), (16, 16, false));
+        // What is not under way has no end.
+        z.resolve(&(16..24), true);
+        assert_eq!((z.wp(), z.state().wp_sectors), (16, 16));
     }
 
     #[test]

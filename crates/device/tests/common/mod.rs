@@ -5,6 +5,7 @@
 mod attack;
 mod faulty;
 mod gate;
+pub(crate) mod mortal;
 mod probe;
 mod seen;
 mod store;
@@ -385,7 +386,7 @@ pub(crate) fn start_queue(
         // A full counter is a call, too.
         let _ = rustix::io::write(&call, &1u64.to_ne_bytes());
     });
-    let config = QueueConfig { memory, ring, kick, call, broken: Box::new(broken) };
+    let config = QueueConfig { memory, ring, kick, call, broken: Box::new(broken), inflight: None };
     disk.start_queue(index, Arc::clone(negotiated), config)
 }
 

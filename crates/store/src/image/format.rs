@@ -77,7 +77,8 @@ pub(crate) struct Superblock {
     pub(crate) data_offset_bytes: U64,
     pub(crate) data_len_bytes: U64,
     pub(crate) page_sequence_sum: U64,
-    pub(crate) reserved: [u8; 3920],
+    pub(crate) history: U64,
+    pub(crate) reserved: [u8; 3912],
 }
 
 /// One slot of a zone-state page.
@@ -120,7 +121,8 @@ const _: () = {
     assert!(offset_of!(Superblock, data_offset_bytes) == 152);
     assert!(offset_of!(Superblock, data_len_bytes) == 160);
     assert!(offset_of!(Superblock, page_sequence_sum) == 168);
-    assert!(offset_of!(Superblock, reserved) == 176);
+    assert!(offset_of!(Superblock, history) == 176);
+    assert!(offset_of!(Superblock, reserved) == 184);
     assert!(offset_of!(StatePage, page_index) == 8);
     assert!(offset_of!(StatePage, reserved) == 40);
     assert!(offset_of!(StatePage, entries) == 64);
@@ -209,7 +211,8 @@ impl Superblock {
             data_offset_bytes: layout.data.start.into(),
             data_len_bytes: len(&layout.data),
             page_sequence_sum: page_sequence_sum.into(),
-            reserved: [0; 3920],
+            history: 0.into(),
+            reserved: [0; 3912],
         }
     }
 

@@ -303,6 +303,10 @@ impl Store for ImageStore {
         Identity::new(&uuid.simple().to_string(), format!("{} (image {uuid})", self.medium.name()))
     }
 
+    fn history(&self) -> u64 {
+        self.lock_book().superblocks.current.history.get()
+    }
+
     fn initial_states(&self) -> Vec<ZoneState> {
         self.states_now(|state, zone| state.after_restart(&self.geometry, zone))
     }

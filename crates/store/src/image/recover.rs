@@ -131,7 +131,13 @@ impl Checked {
             );
         }
         let live = self.fill_live(medium).map_err(io("filling the live area"))?;
-        let marked = self.superblocks.write(medium, |superblock| superblock.live_boot_id = boot_id);
+        let went_back = matches!(self.last_use, LastUse::PowerLost | LastUse::MediumFailed);
+        let marked = self.superblocks.write(medium, |superblock| {
+            superblock.live_boot_id = boot_id;
+            if went_back {
+                superblock.history = superblock.sequence;
+            }
+        });
         marked.map_err(io("writing the superblock"))?;
         Ok(live)
     }

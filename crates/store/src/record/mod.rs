@@ -140,6 +140,10 @@ impl Store for Recorder {
         self.inner.identity()
     }
 
+    fn history(&self) -> u64 {
+        self.inner.history()
+    }
+
     fn initial_states(&self) -> Vec<ZoneState> {
         self.inner.initial_states()
     }

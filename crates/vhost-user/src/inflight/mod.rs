@@ -203,7 +203,10 @@ impl Inflight {
     /// Before a queue is started this may be so of chains whose answer was published last:
     /// [`InflightQueue::resubmit`] knows.
     pub fn is_inflight(&self, queue: u16, head: u16) -> bool {
-        self.inner.layout.desc(queue, head).is_some_and(|at| self.inner.load::<u8>(at + desc::INFLIGHT) != 0)
+        let Inner { layout, .. } = &*self.inner;
+        let is_in_use = |at: usize| self.inner.load::<u16>(at + head::VERSION) != 0;
+        let is_marked = |at: usize| self.inner.load::<u8>(at + desc::INFLIGHT) != 0;
+        layout.queue(queue).is_some_and(is_in_use) && layout.desc(queue, head).is_some_and(is_marked)
     }
 
     /// A word (0 or 1) of the note of descriptor `head` of queue `queue`; 0 in a new buffer. Whatever a front-end may have put

@@ -248,7 +248,7 @@ pub(super) fn check_undescribed(walk: &mut Walk<'_>, frame: &Frame) {
     let superblocks_end = SUPERBLOCK_OFFSETS_BYTES[1] + BLOCK_LEN_BYTES;
     let words_end = layout.live.start + 8 * u64::from(frame.geometry.zone_count());
     if let Some(at) = frame.superblock.reserved.iter().position(|&byte| byte != 0) {
-        let at = 176 + at as u64;
+        let at = 184 + at as u64;
         undescribed(walk, at..BLOCK_LEN_BYTES, "the superblock");
     }
     for (gap, place) in [

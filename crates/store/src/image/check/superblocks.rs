@@ -394,6 +394,7 @@ fn field_at(at: usize) -> &'static str {
         data_offset_bytes,
         data_len_bytes,
         page_sequence_sum,
+        history,
         reserved,
     ];
     fields.iter().rev().find(|(offset, _)| *offset <= at).map_or("magic", |(_, name)| name)
