@@ -17,10 +17,10 @@ use common::image::{
     UUID, medium_of, options, put, seal, u64_at,
 };
 use common::sim::SimMedium;
-use common::{LaneExt, closed, geometry, seeded};
+use common::{LaneExt, closed, full, geometry, seeded};
 use virtio_zbd_store::{
-    CheckOptions, CheckReport, CreateOptions, EngineChoice, Finding, FindingKind, ImageStore, LastUse, Opens,
-    Remedy, Severity, Store, StoreError,
+    CheckOptions, CheckReport, Commit, CreateOptions, EngineChoice, Finding, FindingKind, ImageStore,
+    LastUse, Opens, Remedy, Severity, Store, StoreError,
 };
 use virtio_zbd_zones::{Condition, ZoneState};
 
@@ -528,6 +528,55 @@ fn an_image_that_was_not_closed_says_what_the_next_opening_does() {
         seal(&mut bytes, copy);
     }
     assert_eq!(check(&bytes).image.unwrap().last_use, LastUse::MediumFailed);
+}
+
+#[test]
+fn a_crash_is_no_finding() {
+    let mut rng = seeded("a_crash_is_no_finding");
+    let oracle = Oracle::new(&mut rng, 600, true);
+    let mut boot = BOOT;
+    let medium = oracle.medium();
+    for n in 0..80 {
+        // An opening, commits of all kinds and a closing, stopped somewhere.
+        medium.die_after(rng.u64(1..40));
+        let work = || -> Result<(), StoreError> {
+            let store = ImageStore::open_on(medium.clone(), options(boot, false))?;
+            for zone in [2, 3, 599] {
+                let empty = ZoneState::EMPTY;
+                store.publish(zone, empty);
+                store.commit(&Commit { reset: &[zone], ..Commit::default() }).durable?;
+                let mut lane = store.open_lane(EngineChoice::Sync).unwrap();
+                let _ = lane.write_now(u64::from(zone) * 4 * 512, &[n + 1; 1024]);
+                if medium.is_dead() {
+                    return Ok(());
+                }
+                store.publish(zone, full(2));
+                store.commit(&Commit { flush: true, ..Commit::default() }).durable?;
+            }
+            store.close()
+        };
+        let _ = work();
+        medium.revive();
+        if n % 2 == 0 {
+            medium.cut_power();
+            boot = [n | 0x80; 16];
+        }
+        // What is torn now is repaired by the next opening, which is not refused.
+        let report = check_in(&medium, boot);
+        assert_eq!(report.opens, Opens::Yes, "{}", text(&report));
+        let torn = [FindingKind::SuperblockDamaged, FindingKind::SlotDamaged, FindingKind::SuperblockOlder];
+        let known = |finding: &Finding| torn.contains(&finding.kind) || finding.severity == Severity::Note;
+        assert!(report.findings.iter().all(known), "{}", text(&report));
+        if n % 3 == 0 {
+            let store = ImageStore::open_on(medium.clone(), options(boot, false)).unwrap();
+            if n % 2 == 0 {
+                store.close().unwrap();
+            }
+            drop(store);
+            let report = check_in(&medium, boot);
+            assert!(report.is_clean(), "{}", text(&report));
+        }
+    }
 }
 
 #[test]

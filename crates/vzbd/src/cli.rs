@@ -29,6 +29,9 @@ pub(crate) enum Command {
     Info(InfoArgs),
     /// Show the zones of a disk.
     Report(ReportArgs),
+    /// Say everything that is wrong with an image that nobody uses, and what could be done: exit status 0 when it is clean,
+    /// 1 when something was found. Writes nothing unless it is told to.
+    Check(CheckArgs),
     /// Open zones explicitly: they stay open until they are closed, finished, reset or full.
     Open(ZonesArgs),
     /// Close zones that are open.
@@ -197,6 +200,24 @@ pub(crate) enum ReportFormat {
     Table,
     /// As `blkzone report` of util-linux writes them, to compare with a guest's view.
     Blkzone,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    /// The image.
+    pub(crate) image: PathBuf,
+    /// Do what can't lose anything. What it changes is kept before, in a new file beside the image.
+    #[arg(long)]
+    pub(crate) repair: bool,
+    /// Bring back what was there before a repair, from the file that it has kept: IMAGE.repair-1, or a later one.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["repair", "json", "max_findings"])]
+    pub(crate) undo: Option<PathBuf>,
+    /// Show at most so many findings; the others are counted.
+    #[arg(long, value_name = "NUMBER", default_value_t = 1000)]
+    pub(crate) max_findings: usize,
+    /// For programs.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -4,6 +4,7 @@
 
 mod attach;
 mod bench;
+mod check;
 mod cli;
 mod create;
 mod data;
@@ -33,6 +34,8 @@ fn main() -> ExitCode {
     // Who serves says what goes on. The others say what went wrong, in one line, and the connection's end is part of that.
     let level = match cli.command {
         Command::Serve(_) => "info",
+        // What an opening would warn of is among the findings.
+        Command::Check(_) => "error",
         _ => "warn,virtio_zbd_vhost_user::client=off",
     };
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level)).init();
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
         Command::Demo => demo::run(),
         Command::Info(args) => info::run(&args),
         Command::Report(args) => report::run(&args),
+        Command::Check(args) => check::run(&args),
         Command::Open(args) => zones::run(&args, Action::Open),
         Command::Close(args) => zones::run(&args, Action::Close),
         Command::Finish(args) => zones::run(&args, Action::Finish),
@@ -55,6 +59,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         // Who reads our output has seen enough (`vzbd report … | head`), and there is nothing to tell them.
         Err(error) if is_broken_pipe(&error) => ExitCode::from(1),
+        Err(error) if error.is::<check::Found>() => ExitCode::from(1),
         Err(error) => {
             eprintln!("vzbd: {}", in_one_line(&error));
             ExitCode::from(if error.is::<WrongCall>() { 2 } else { 1 })

@@ -134,8 +134,8 @@ impl Walk<'_> {
             sequence: superblock.sequence.get(),
             geometry: None,
             last_use,
-            live_boot_id: superblock.live_boot_id,
-            boot_id,
+            live_boot_id: Uuid::from_bytes(superblock.live_boot_id),
+            boot_id: Uuid::from_bytes(boot_id),
         };
         let Some(writable) = superblocks::check_features(self, &superblock) else { return Some(image) };
         let Some(geometry) = superblocks::check_geometry(self, &superblock) else { return Some(image) };

@@ -71,9 +71,9 @@ pub struct CheckedImage {
     /// How it was left.
     pub last_use: LastUse,
     /// The boot that had it open for writing; all zeros: it was closed.
-    pub live_boot_id: [u8; 16],
+    pub live_boot_id: Uuid,
     /// This boot.
-    pub boot_id: [u8; 16],
+    pub boot_id: Uuid,
 }
 
 /// Whether [`ImageStore::open`](crate::ImageStore::open) takes the image.
