@@ -46,6 +46,8 @@ pub(crate) enum Command {
     Write(WriteArgs),
     /// Append to a zone, wherever its write pointer is; flushed at the end. Prints where the data landed.
     Append(AppendArgs),
+    /// Make the images that a power cut could have left of a disk that was served with --record.
+    Replay(ReplayArgs),
     /// Measure a disk: requests a second, throughput, latency.
     Bench(BenchArgs),
 }
@@ -144,8 +146,93 @@ pub(crate) struct ServeArgs {
     /// CONDITION: zone=N or N..M, lba=N or N..M (512-byte sectors), after=N (the first N go well), times=N (no more than N fail).
     #[arg(long, value_name = "RULE", verbatim_doc_comment)]
     pub(crate) inject: Vec<FaultRule>,
+    /// Write everything that is done to the disk to this new file, for `vzbd replay`.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) record: Option<PathBuf>,
+    /// Cut the disk's power when N changes have begun (writes, appends, zones finished, zones reset): nothing more is answered, the image is left in a
+    /// state that a power cut may leave, and the program ends with exit status 3.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) power_cut_after: Option<u64>,
+    /// Which of these states [default: any].
+    #[arg(long, value_name = "SEED", requires = "power_cut_after")]
+    pub(crate) power_cut_seed: Option<u64>,
     #[command(flatten)]
     pub(crate) geometry: GeometryArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReplayArgs {
+    /// The file that `vzbd serve --record` has written.
+    pub(crate) log: PathBuf,
+    /// Show what is in it: the flushes, and what was done before each.
+    #[arg(long, conflicts_with_all = ["out", "exec", "at", "each_flush", "count", "seed"])]
+    pub(crate) list: bool,
+    /// With --list: for programs.
+    #[arg(long, requires = "list")]
+    pub(crate) json: bool,
+    /// The image to make.
+    #[arg(long, value_name = "IMAGE")]
+    pub(crate) out: Option<PathBuf>,
+    /// Replace an image that is there already.
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// When the power goes: after so many events, `flush:K` (right after the K-th flush has ended), or `end` [default: end; with --exec random moments].
+    #[arg(long, value_name = "EVENT", conflicts_with = "each_flush")]
+    pub(crate) at: Option<Moment>,
+    /// What is left of what was not flushed.
+    #[arg(long, value_enum, default_value = "random")]
+    pub(crate) keep: ReplayKeep,
+    /// Which of the possible images: the same seed makes the same one [default: any].
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+    /// What is always whole or not there at all, in conventional zones: 512 is harder than the disk's own block [default: the disk's block].
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) torn_block: Option<Size>,
+    /// Run this in a shell for each image, with its path in $VZBD_IMAGE. Where it fails, what makes that image again is printed, and the end is
+    /// exit status 1.
+    #[arg(long, value_name = "COMMAND")]
+    pub(crate) exec: Option<String>,
+    /// With --exec: right before and right after the end of each flush.
+    #[arg(long, requires = "exec")]
+    pub(crate) each_flush: bool,
+    /// With --exec: how many images, of each moment where moments are given [default: 1], else of random moments [default: 100].
+    #[arg(long, value_name = "N", requires = "exec", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) count: Option<u32>,
+}
+
+/// What a power cut leaves of what was not flushed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ReplayKeep {
+    /// All that was answered.
+    All,
+    /// Nothing.
+    None,
+    /// What the seed says.
+    Random,
+}
+
+/// A moment of a recording.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Moment {
+    /// After so many events.
+    Event(u64),
+    /// After the end of this flush, from 1 on.
+    Flush(usize),
+    /// After everything.
+    End,
+}
+
+impl std::str::FromStr for Moment {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("'{text}' is no moment: write a number of events, flush:3, or end");
+        match text.strip_prefix("flush:") {
+            Some(flush) => flush.parse().map(Self::Flush).map_err(|_| wrong()),
+            None if text == "end" => Ok(Self::End),
+            None => text.parse().map(Self::Event).map_err(|_| wrong()),
+        }
+    }
 }
 
 /// How I/O is done.

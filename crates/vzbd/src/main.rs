@@ -13,7 +13,9 @@ mod geometry;
 mod info;
 mod parse;
 mod progress;
+mod record;
 mod refusal;
+mod replay;
 mod report;
 mod serve;
 mod size;
@@ -53,6 +55,7 @@ fn main() -> ExitCode {
         Command::Read(args) => data::read(&args),
         Command::Write(args) => data::write(&args),
         Command::Append(args) => data::append(&args),
+        Command::Replay(args) => replay::run(&args),
         Command::Bench(args) => bench::run(&args),
     };
     match done {

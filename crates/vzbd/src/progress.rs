@@ -25,6 +25,7 @@ enum Unit {
     Bytes,
     Zones,
     Requests,
+    Images,
 }
 
 impl Progress {
@@ -34,6 +35,10 @@ impl Progress {
 
     pub(crate) fn of_zones(total: Option<usize>) -> Self {
         Self::new(total.and_then(|total| u64::try_from(total).ok()), Unit::Zones)
+    }
+
+    pub(crate) fn of_images(total: Option<usize>) -> Self {
+        Self::new(total.and_then(|total| u64::try_from(total).ok()), Unit::Images)
     }
 
     pub(crate) fn of_requests(total: Option<u64>) -> Self {
@@ -61,12 +66,13 @@ impl Progress {
         let amount = |count: u64| match self.unit {
             // Whole MiB: a number that changes in every digit can't be read.
             Unit::Bytes => Size::from(count & !0xf_ffff).to_string(),
-            Unit::Zones | Unit::Requests => count.to_string(),
+            Unit::Zones | Unit::Requests | Unit::Images => count.to_string(),
         };
         let unit = match self.unit {
             Unit::Bytes => "",
             Unit::Zones => " zones",
             Unit::Requests => " requests",
+            Unit::Images => " images",
         };
         match self.total.filter(|total| *total > 0) {
             Some(total) => {

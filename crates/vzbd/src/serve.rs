@@ -12,7 +12,7 @@ use vzbd::DiskBackend;
 
 use crate::cli::{IoEngine, ServeArgs, Zoned};
 use crate::size::Size;
-use crate::{attach, geometry, say, store_error, wrong_call};
+use crate::{attach, geometry, record, say, store_error, wrong_call};
 
 /// Length of a disk in RAM where none is given.
 const RAM_SIZE_BYTES: u64 = 1 << 30;
@@ -22,7 +22,7 @@ const PLAIN_BLOCK_LEN_BYTES: u32 = 512;
 pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<()> {
     // Before anything else: from here on a signal ends us in order.
     let stop = stop_signal().context("signals can't be handled")?;
-    let store = store(args)?;
+    let store = record::around(store(args)?, args)?;
     let engine = match args.io {
         IoEngine::Auto => EngineChoice::Auto,
         IoEngine::Uring => EngineChoice::IoUring,
@@ -43,6 +43,9 @@ pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<()> {
     let served = server.serve(&DiskBackend::new(Arc::clone(&disk)), &stop);
     // The queues are stopped and drained: now what they wrote is made to last, however the serving ended.
     let closed = disk.close().with_context(|| format!("{} could not be closed cleanly", args.target));
+    if let Err(error) = &closed {
+        record::wait_if_cut(error);
+    }
     served?;
     closed?;
     log::info!("{} is closed", args.target);

@@ -143,6 +143,12 @@ impl Recording {
         counts
     }
 
+    /// The error for a moment that somebody has named and that there is not.
+    pub fn no_such_moment(&self, wanted: String) -> RecordError {
+        let (events, flushes) = (self.end(), self.flushes.len());
+        RecordError::NoSuchMoment { name: self.name.clone(), events, flushes, wanted }
+    }
+
     /// The disk at the beginning, to be taken to a moment.
     pub fn replay(&self) -> Replay<'_> {
         Replay::new(self)

@@ -3,12 +3,12 @@
 use std::path::Path;
 use std::sync::{Arc, Barrier, Mutex};
 
-use virtio_zbd_store::record::{RecordOptions, Recorder, Recording};
+use virtio_zbd_store::record::{CutReport, PowerCut, RecordOptions, Recorder, Recording};
 use virtio_zbd_store::{
     Commit, CommitOutcome, CreateOptions, EngineChoice, Event, Identity, ImageStore, IoBuffer, Lane,
     OpenOptions, Store, StoreError,
 };
-use virtio_zbd_zones::{Condition, Geometry, Grant, Observer, ResetEnd, Ticket, ZoneState, ZoneTable};
+use virtio_zbd_zones::{Begun, Condition, Geometry, Grant, Observer, ResetEnd, Ticket, ZoneState, ZoneTable};
 
 use crate::common::LaneExt;
 use crate::history::{Done, Found, History};
@@ -60,6 +60,9 @@ impl Store for Gated {
     fn close(&self) -> Result<(), StoreError> {
         self.inner.close()
     }
+    fn cut_power(&self, states: &[ZoneState]) -> Result<(), StoreError> {
+        self.inner.cut_power(states)
+    }
 }
 
 /// A device with several queues whose requests begin and end when the test wants it.
@@ -77,10 +80,23 @@ pub struct Device {
     pub first: Vec<Found>,
     pub first_blocks: Vec<u64>,
     pub next_tag: u64,
+    /// Changes until the power is cut.
+    left: Option<u64>,
 }
 
 impl Device {
     pub fn new(dir: &Path, max_active: u32, queues: usize, used_before: bool) -> Self {
+        Self::with(dir, max_active, queues, used_before, None)
+    }
+
+    /// A device whose power is cut, or one that is recorded.
+    pub fn with(
+        dir: &Path,
+        max_active: u32,
+        queues: usize,
+        used_before: bool,
+        cut: Option<PowerCut>,
+    ) -> Self {
         let (image, log) = (dir.join("disk.zbd"), dir.join("log"));
         ImageStore::create(&image, geometry(max_active), CreateOptions::default()).unwrap();
         let mut first = vec![(ZoneState::EMPTY, Vec::new()); ZONES as usize];
@@ -101,7 +117,7 @@ impl Device {
         let gate = Arc::new(Barrier::new(2));
         let inner = ImageStore::open(&image, OpenOptions::default()).unwrap();
         let store = Arc::new(Gated { inner, gate: Arc::clone(&gate) });
-        let options = RecordOptions { log: Some(&log), cut: None };
+        let options = RecordOptions { log: cut.is_none().then_some(&log), cut };
         let recorder = Arc::new(Recorder::new(store, options).unwrap());
         let history = Arc::new(Mutex::new(History::default()));
         let publish = Publish(Arc::clone(&recorder), Arc::clone(&history));
@@ -118,6 +134,7 @@ impl Device {
             first,
             first_blocks,
             next_tag: 1,
+            left: cut.map(|cut| cut.after),
         }
     }
 
@@ -143,6 +160,7 @@ impl Device {
         self.lanes[lane].write(tag, IoBuffer::owned(bytes(tag, blocks)), first * BLOCK);
         self.log(Done::Begin { blocks: first..first + blocks, tag });
         self.writes.push((lane, tag, grant));
+        self.count(1);
         true
     }
 
@@ -183,18 +201,49 @@ impl Device {
         meanwhile: impl FnOnce(&mut Self),
     ) {
         let (finished, reset) = (finished.to_vec(), reset.to_vec());
+        self.count((finished.len() + reset.len()) as u64);
         let begin = self.log(Done::CommitBegin { flush, finished: finished.clone(), reset: reset.clone() });
         let (recorder, gate) = (Arc::clone(&self.recorder), Arc::clone(&self.gate));
+        if self.is_cut() {
+            std::thread::scope(|scope| {
+                let work = Commit { flush, finished: &finished, reset: &reset };
+                let committing = scope.spawn(move || recorder.commit(&work).durable);
+                // It waits until the queues are gone, and was not begun.
+                self.lanes.clear();
+                let refused = committing.join().unwrap();
+                assert!(matches!(refused, Err(StoreError::PowerCut { .. })), "{refused:?}");
+            });
+            return;
+        }
         std::thread::scope(|scope| {
             let committing = scope.spawn(|| {
-                recorder.commit(&Commit { flush, finished: &finished, reset: &reset }).durable.unwrap();
+                let end = recorder.commit(&Commit { flush, finished: &finished, reset: &reset }).durable;
+                assert!(matches!(end, Ok(()) | Err(StoreError::PowerCut { .. })), "{end:?}");
             });
             gate.wait();
             meanwhile(self);
+            if self.is_cut() {
+                // Its commit goes on without it: nobody is told.
+                self.lanes.clear();
+            }
             gate.wait();
             committing.join().unwrap();
         });
         self.log(Done::CommitEnd { begin });
+    }
+
+    fn end(&self, begun: Begun) {
+        if !self.is_cut() {
+            let _ = self.table.end(begun, ResetEnd::Done);
+        }
+    }
+
+    fn count(&mut self, changes: u64) {
+        self.left = self.left.map(|left| left.saturating_sub(changes));
+    }
+
+    pub fn is_cut(&self) -> bool {
+        self.left == Some(0)
     }
 
     pub fn step(&mut self, rng: &mut fastrand::Rng) {
@@ -212,6 +261,9 @@ impl Device {
                 let steps = rng.usize(..5);
                 self.commit_during(true, &[], &[], |device| {
                     for _ in 0..steps {
+                        if device.is_cut() {
+                            break;
+                        }
                         let lane = rng.usize(..device.lanes.len());
                         match rng.u32(..4) {
                             0 => drop(device.begin(lane, sequential, 0, 1)),
@@ -224,18 +276,29 @@ impl Device {
             16 => {
                 if let Ok(Some(begun)) = self.table.begin_reset(start, Ticket(0)) {
                     self.commit(rng.bool(), &[], &[sequential]);
-                    let _ = self.table.end(begun, ResetEnd::Done);
+                    self.end(begun);
                 }
             }
             17 => {
                 if let Ok(Some(begun)) = self.table.begin_finish(start, Ticket(0)) {
                     self.commit(rng.bool(), &[sequential], &[]);
-                    let _ = self.table.end(begun, ResetEnd::Done);
+                    self.end(begun);
                 }
             }
             18 => drop(self.table.open(start, Ticket(0))),
             _ => drop(self.table.close(start, Ticket(0))),
         }
+    }
+
+    /// Waits for the end of the power cut and gives the disk back.
+    pub fn lose_power(mut self) -> (CutReport, History, Vec<Found>, Vec<u64>) {
+        self.lanes.clear();
+        let report = self.recorder.wait_for_cut().unwrap().expect("it was cut");
+        assert!(self.recorder.open_lane(EngineChoice::Sync).is_err(), "without power there is no disk");
+        assert!(matches!(self.recorder.close(), Err(StoreError::PowerCut { .. })));
+        assert_eq!(self.recorder.wait_for_cut().unwrap(), Some(report), "once is enough");
+        let history = std::mem::take(&mut *self.history.lock().unwrap());
+        (report, history, self.first, self.first_blocks)
     }
 
     /// What a kill at the end would leave.
