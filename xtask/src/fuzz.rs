@@ -1,5 +1,7 @@
-//! `cargo xtask fuzz`: what a device may say to the driver, made up by libFuzzer.
+//! `cargo xtask fuzz`: what a device may say to the driver, and what a driver, a front-end or a file may say to the device, made up
+//! by libFuzzer.
 
+use std::ffi::OsStr;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
@@ -18,7 +20,7 @@ const INSTRUMENTATION: &str = "-Cpasses=sancov-module \
     --cfg fuzzing";
 
 /// The program for each: `fuzz/targets`.
-const TARGETS: [&str; 3] = ["config", "report", "ring"];
+const TARGETS: [&str; 6] = ["config", "report", "ring", "device", "messages", "image"];
 
 /// Run the fuzz targets, one after another. What is found is written to `target/fuzz/TARGET-findings`.
 #[derive(Debug, clap::Args)]
@@ -51,13 +53,15 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 
     let all = TARGETS.map(String::from);
     for target in if args.targets.is_empty() { &all[..] } else { &args.targets } {
-        fuzz(&target_dir, &target_dir.join(&host).join("release").join(target), target, args.seconds)?;
+        let program = target_dir.join(&host).join("release").join(target);
+        fuzz(&target_dir, &program, &sources.join("corpus").join(target), args.seconds)?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs one target on the inputs of earlier runs and those that it writes itself to begin with.
-fn fuzz(dir: &Path, program: &Path, target: &str, seconds: u32) -> Result<()> {
+/// Runs one target on the inputs of earlier runs, on those that are committed, and on those that it writes itself to begin with.
+fn fuzz(dir: &Path, program: &Path, committed: &Path, seconds: u32) -> Result<()> {
+    let target = committed.file_name().and_then(OsStr::to_str).context("a target has a name")?;
     let corpus = dir.join(format!("{target}-corpus"));
     let findings = dir.join(format!("{target}-findings"));
     for dir in [&corpus, &findings] {
@@ -66,9 +70,10 @@ fn fuzz(dir: &Path, program: &Path, target: &str, seconds: u32) -> Result<()> {
     say(&format!("fuzzing {target} for {seconds} s"));
     let status = Command::new(program)
         .arg(&corpus)
+        .args(committed.is_dir().then_some(committed))
         .arg(format!("-max_total_time={seconds}"))
         // An input that takes this long is a loop without end.
-        .arg("-timeout=20")
+        .arg("-timeout=60")
         .arg("-print_final_stats=1")
         .arg("-verbosity=0")
         .arg(format!("-artifact_prefix={}/", findings.display()))

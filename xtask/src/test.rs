@@ -13,7 +13,7 @@ use crate::{fuzz, miri, say};
 const GUEST_PACKAGE: &str = "virtio-zbd-guest";
 
 /// How long each fuzz target runs: enough to see that it works, and for what a change broke badly.
-const FUZZ_SECONDS: u32 = 10;
+const FUZZ_SECONDS: u32 = 5;
 
 /// Run all tests: unit, property, protocol and guest tests, and before them all of the set-up that they need; after them the
 /// fuzz targets for a moment, and Miri where it is installed.
