@@ -209,7 +209,7 @@ impl Worker {
 
     /// Tells the zone how a write has ended, and those who waited for the zone. The gap that a failure may leave holds zeros
     /// already.
-    fn settle(&mut self, grant: Option<Grant>, ok: bool) {
+    pub(crate) fn settle(&mut self, grant: Option<Grant>, ok: bool) {
         if let (Some(zones), Some(grant)) = (&self.place.disk.zones, grant) {
             let settled = zones.settle(grant, ok);
             self.wake(settled.woken);
@@ -251,7 +251,7 @@ impl Worker {
     }
 
     /// Takes a zone out of use. Returns whether it was in use.
-    fn retire(&self, zone: u32, to: Retirement) -> bool {
+    pub(crate) fn retire(&self, zone: u32, to: Retirement) -> bool {
         let retired = self.place.disk.zones.as_ref().is_some_and(|zones| zones.retire(zone, to));
         if retired {
             let fate = match to {

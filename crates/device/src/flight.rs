@@ -48,6 +48,25 @@ pub(crate) enum Step {
     EndingAll(Vec<Begun>),
 }
 
+impl Step {
+    /// Whether the lane has something to do for the request.
+    pub(crate) fn is_in_the_lane(&self) -> bool {
+        match self {
+            Self::Reading { .. }
+            | Self::Probing(_)
+            | Self::Writing { .. }
+            | Self::Clearing { .. }
+            | Self::Zeroing { .. } => true,
+            Self::Starting
+            | Self::Waiting(_)
+            | Self::WaitingToResetAll(_)
+            | Self::Flushing { .. }
+            | Self::Ending(_)
+            | Self::EndingAll(_) => false,
+        }
+    }
+}
+
 /// A RESET_ALL on its way through the zones.
 #[derive(Debug, Default)]
 pub(crate) struct ResetAll {
@@ -113,10 +132,9 @@ impl Flights {
         u32::try_from(self.slots.len() - 1).unwrap_or(u32::MAX)
     }
 
-    /// Takes all requests out: what each waits for.
-    pub(crate) fn drain(&mut self) -> Vec<Step> {
-        let flights = std::mem::take(self).slots;
-        flights.into_iter().flatten().map(|flight| flight.step).collect()
+    /// The slots of all requests.
+    pub(crate) fn slots(&self) -> Vec<u32> {
+        (0..).zip(&self.slots).filter_map(|(slot, flight)| flight.as_ref().map(|_| slot)).collect()
     }
 
     pub(crate) fn get_mut(&mut self, slot: u32) -> Option<&mut Flight> {

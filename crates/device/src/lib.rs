@@ -15,6 +15,7 @@
 //! | `execute` | a request goes from step to step until it is answered |
 //! | `worker` | the loop around these |
 //! | `inflight` | notes of requests under way, for the process after this one |
+//! | `rescue` | a worker whose lane has failed |
 //! | `commit` | flush, finish and reset of all queues, made durable in batches |
 //! | `config` | features and configuration space |
 #![forbid(unsafe_code)]
@@ -29,6 +30,7 @@ mod inflight;
 mod mailbox;
 mod queue;
 mod request;
+mod rescue;
 mod resume;
 mod ring;
 mod spans;

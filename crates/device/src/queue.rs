@@ -37,16 +37,19 @@ impl Queue {
         let mut lane = disk.store.open_lane(disk.engine).map_err(StartError::Lane)?;
         let mailbox = disk.mailboxes.register().map_err(StartError::Lane)?;
         let watched = mailbox.wake_fd().and_then(|wake| {
+            let kick = config.kick.try_clone()?;
             lane.watch(config.kick, KICK)?;
-            lane.watch(wake, MAILBOX)
+            lane.watch(wake, MAILBOX)?;
+            Ok(kick)
         });
-        let started = watched.and_then(|()| {
+        let started = watched.and_then(|kick| {
             let place = Place {
                 disk: Arc::clone(&disk),
                 index,
                 negotiated,
                 memory,
                 mailbox: Arc::clone(&mailbox),
+                kick,
                 call: config.call,
                 broken: config.broken,
             };

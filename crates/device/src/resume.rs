@@ -28,19 +28,6 @@ impl Worker {
         disk.inflight_taken_up(self.place.index);
     }
 
-    /// The lane has failed: nobody will say how what is under way ends. Writes stay in their zones until the queue is started again
-    /// and takes them up.
-    pub(crate) fn leave(&mut self) {
-        let disk = std::sync::Arc::clone(&self.place.disk);
-        for step in self.flights.drain() {
-            if let (Step::Writing { grant: Some(grant), .. } | Step::Clearing { grant, .. }, Some(zones)) =
-                (step, &disk.zones)
-            {
-                zones.leave(grant);
-            }
-        }
-    }
-
     fn start_again(&mut self, slot: u32, head: u16, request: Request, note: Note) {
         match note {
             Note::Ended(answer) => return self.answer(slot, answer),

@@ -4,6 +4,7 @@
 //! answered, wait for the next kick, I/O completion or message.
 
 use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -34,6 +35,8 @@ pub(crate) struct Place {
     pub(crate) negotiated: Arc<Negotiated>,
     pub(crate) memory: Arc<GuestMemoryMmap>,
     pub(crate) mailbox: Arc<Mailbox>,
+    /// The driver's kick, for another lane.
+    pub(crate) kick: OwnedFd,
     pub(crate) call: Box<dyn Fn() + Send>,
     pub(crate) broken: Box<dyn Fn() + Send>,
 }
@@ -42,12 +45,14 @@ pub(crate) struct Worker {
     pub(crate) place: Place,
     ring: SplitRing,
     pub(crate) lane: Lane,
+    /// Whether it is the second one already.
+    pub(crate) lane_is_spare: bool,
     pub(crate) flights: Flights,
     pub(crate) notes: Notes,
     /// Vectors of buffers that have been used, for the next ones.
     segments: Vec<Segments>,
     /// Requests whose zone has become free, in the order in which they waited.
-    retries: VecDeque<u32>,
+    pub(crate) retries: VecDeque<u32>,
     stopping: bool,
     /// A broken chain was logged.
     complained: bool,
@@ -61,6 +66,7 @@ impl Worker {
             place,
             ring,
             lane,
+            lane_is_spare: false,
             flights: Flights::default(),
             notes,
             segments: Vec::new(),
@@ -91,9 +97,10 @@ impl Worker {
                 continue;
             }
             if let Err(error) = self.lane.wait(more.then_some(Duration::ZERO), &mut events) {
-                // Without its lane the worker hears nothing, not even the stop: it must end here.
-                log::error!("queue {index}: its lane has failed, the queue ends: {error}");
-                self.leave();
+                if self.take_another_lane(&error, &mut events) {
+                    continue;
+                }
+                self.give_up();
                 break;
             }
             for event in events.drain(..) {
@@ -105,23 +112,25 @@ impl Worker {
         self.ring.next_avail()
     }
 
-    fn handle(&mut self, event: Event) {
+    pub(crate) fn handle(&mut self, event: Event) {
         match event {
             // The ring is looked at on every round anyway.
             Event::Wake(KICK) => {}
-            Event::Wake(_) => {
-                for message in self.place.mailbox.take() {
-                    match message {
-                        Message::Retry(slot) => self.retries.push_back(slot),
-                        Message::Committed(slot, end) => self.committed(slot, end),
-                        Message::Stop => self.stopping = true,
-                    }
-                }
-            }
+            Event::Wake(_) => self.read_mail(),
             Event::Done { token, buffer, result } => {
                 self.segments.extend(buffer.map(IoBuffer::recycle));
                 // The lane's tokens are slots.
                 self.io_done(u32::try_from(token).unwrap_or(u32::MAX), result);
+            }
+        }
+    }
+
+    pub(crate) fn read_mail(&mut self) {
+        for message in self.place.mailbox.take() {
+            match message {
+                Message::Retry(slot) => self.retries.push_back(slot),
+                Message::Committed(slot, end) => self.committed(slot, end),
+                Message::Stop => self.stopping = true,
             }
         }
     }
@@ -156,7 +165,7 @@ impl Worker {
     }
 
     /// Shows the driver what is answered.
-    fn publish(&mut self) {
+    pub(crate) fn publish(&mut self) {
         if !self.ring.has_unpublished() {
             return;
         }

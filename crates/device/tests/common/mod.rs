@@ -354,6 +354,16 @@ impl Served {
         Some(self.next_avail)
     }
 
+    /// Where the last worker has stopped.
+    pub(crate) fn next_avail(&self) -> u16 {
+        self.next_avail
+    }
+
+    /// Counts from nothing again.
+    pub(crate) fn forget_broken(&self) {
+        self.broken.store(0, Ordering::SeqCst);
+    }
+
     /// How often the worker has given the queue up.
     pub(crate) fn broken(&self) -> usize {
         self.broken.load(Ordering::SeqCst)

@@ -39,6 +39,8 @@ pub struct Lane {
     faults: Faults,
     /// Where the disk ends at the moment: earlier than it should where its file was cut off. Looked at once a turn.
     end_bytes: Option<u64>,
+    /// It has failed on purpose.
+    has_failed: bool,
     /// What has ended and was not fetched.
     ready: Vec<Event>,
     in_flight: usize,
@@ -106,6 +108,7 @@ impl Lane {
             waiter,
             faults,
             end_bytes,
+            has_failed: false,
             ready: Vec::new(),
             in_flight: 0,
             tap: None,
@@ -201,7 +204,10 @@ impl Lane {
     /// The kernel's; and a call that could never end, because nothing is watched, nothing under way and no
     /// time given.
     pub fn wait(&mut self, timeout: Option<Duration>, events: &mut Vec<Event>) -> io::Result<()> {
-        self.faults.check(Operation::Engine, 0..0)?;
+        if let Err(error) = self.faults.check(Operation::Engine, 0..0) {
+            self.has_failed = true;
+            return Err(error);
+        }
         self.end_bytes = None;
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let target = self.target.raw();
@@ -229,6 +235,25 @@ impl Lane {
                 return Ok(());
             }
         }
+    }
+
+    /// Ends a lane whose [`wait`](Self::wait) has failed: waits for what the kernel has in its hands, for a few seconds if need be,
+    /// and appends what has ended to `events`. What is not among them is lost. Operations can still be started where they are done
+    /// by plain calls, and ended in this way; nothing else works any more.
+    ///
+    /// Returns whether all of it has ended. If not, a write may still reach the medium at any time.
+    pub fn end(&mut self, events: &mut Vec<Event>) -> bool {
+        let target = self.target.raw();
+        let all = match &mut self.waiter {
+            Waiter::Ring(ring) => ring.drain(target, &mut self.ready),
+            Waiter::Poll(_) => true,
+        };
+        // A failure on purpose is one of the worst kind.
+        if self.has_failed {
+            self.ready.clear();
+        }
+        events.append(&mut self.ready);
+        all
     }
 
     /// Operations started and not yet reported.

@@ -4,7 +4,8 @@
 use std::io;
 use std::mem::{self, ManuallyDrop};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use io_uring::types::{Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, opcode, squeue};
@@ -15,6 +16,10 @@ use super::slab::Slab;
 use super::spare;
 use super::target::fallocate_mode;
 use crate::buffer::{IoBuffer, Segments};
+
+/// How long a ring that has failed is waited for, and how often it is looked at.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
+const DRAIN_INTERVAL: Duration = Duration::from_millis(10);
 
 /// A ring, and all that the kernel may still write to.
 ///
@@ -118,6 +123,11 @@ impl Ring {
         events: &mut Vec<Event>,
     ) -> io::Result<()> {
         self.enter(block, timeout)?;
+        self.take_completions(target, events);
+        Ok(())
+    }
+
+    fn take_completions(&mut self, target: (RawFd, u64), events: &mut Vec<Event>) {
         self.reap();
         let reaped = mem::take(&mut self.reaped);
         for &(user_data, result) in &reaped {
@@ -135,7 +145,19 @@ impl Ring {
             self.reaped = reaped;
             self.reaped.clear();
         }
-        Ok(())
+    }
+
+    /// Waits until no operation is under way, also where the ring does nothing any more but take completions. Returns whether
+    /// there is none.
+    pub(super) fn drain(&mut self, target: (RawFd, u64), events: &mut Vec<Event>) -> bool {
+        let end = Instant::now() + DRAIN_TIMEOUT;
+        while !self.ops.is_empty() && Instant::now() < end {
+            if self.turn(true, Some(DRAIN_INTERVAL), target, events).is_err() {
+                self.take_completions(target, events);
+                thread::sleep(DRAIN_INTERVAL);
+            }
+        }
+        self.ops.is_empty()
     }
 
     fn op_completed(
