@@ -8,7 +8,7 @@ use crate::mutation::Mutation::{self, *};
 use crate::mutation::Phase::*;
 use crate::mutation::SyncKind::*;
 use crate::random::{large, long_history};
-use crate::setups::{failing_syncs, few_ops, one_page, two_pages};
+use crate::setups::{failing_syncs, few_ops, in_place_of_another, one_page};
 use crate::{ALL, exhaust, full_states};
 
 /// What it is called, what is done wrong, the disk on which the shortest history shows it, and how long that is.
@@ -23,10 +23,10 @@ const MUTATIONS: [Case; 30] = [
     ("one copy of the superblock", OneSuperblock, one_page, 1),
     ("no checksums", NoChecksum, few_ops, 3),
     ("a reset takes all zones' states along", ResetTakesAll, few_ops, 3),
-    ("pages that lose active zones together with those that gain some", PagesAtOnce, two_pages, 5),
+    ("pages that lose active zones together with those that gain some", PagesAtOnce, in_place_of_another, 5),
     ("flush: the data is not synced", NoSync(Flush, Data), one_page, 2),
     ("flush: the pages are not synced", NoSync(Flush, Pages(1)), one_page, 2),
-    ("flush: the pages that gain are not synced", NoSync(Flush, Pages(2)), two_pages, 5),
+    ("flush: the pages that gain are not synced", NoSync(Flush, Pages(2)), in_place_of_another, 5),
     ("finish: the data is not synced", NoSync(Finish, Data), one_page, 2),
     ("finish: the page is not synced", NoSync(Finish, Pages(1)), one_page, 1),
     ("reset: the page is not synced", NoSync(Reset, Pages(1)), one_page, 3),

@@ -41,6 +41,8 @@ pub enum Op {
     Reopen,
     /// Killed and opened again.
     Kill,
+    /// A flush that finds the host full at its n-th page, and fails; the disk goes on.
+    FullHost { page: u32 },
     /// A flush of which the n-th sync fails; killed and opened again.
     FailingFlush { sync: u32 },
 }
@@ -96,6 +98,7 @@ impl fmt::Debug for Op {
             }
             Self::Reopen => f.write_str("close and open"),
             Self::Kill => f.write_str("kill and open"),
+            Self::FullHost { page } => write!(f, "flush with the host full at page {page}"),
             Self::FailingFlush { sync } => write!(f, "flush of which sync {sync} fails, kill and open"),
         }
     }
@@ -210,6 +213,16 @@ impl History {
                 self.kill()?;
                 let mut during = before.clone();
                 during.allow_now(|_| true);
+                return self.look(probe, &before, &during).map(|()| true);
+            }
+            Op::FullHost { page } => {
+                self.medium.fail_page_after(Some(*page));
+                let (during, outcome) = self.commit(true, &[], &[], &[]);
+                self.medium.fail_page_after(None);
+                if outcome.is_err() {
+                    // Some pages may be on their way still.
+                    self.oracle = during.clone();
+                }
                 return self.look(probe, &before, &during).map(|()| true);
             }
             Op::FailingFlush { sync } => {

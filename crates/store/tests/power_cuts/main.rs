@@ -30,7 +30,7 @@ use explore::{Explorer, Limits};
 use history::{Finding, Setup};
 use mutation::Mutation;
 use oracle::Oracle;
-use setups::{every_history, failing_syncs, few_ops, no_holes, one_page, two_pages};
+use setups::{every_history, failing_syncs, few_ops, full_host, no_holes, one_page, two_pages};
 
 const ALL: Limits =
     Limits { recovery_cuts: 1, cuts_per_moment: 1 << 20, cuts_per_recovery: 1 << 20, kills: true };
@@ -75,7 +75,7 @@ fn every_short_history_on_one_page() {
 
 #[test]
 fn every_short_history_of_few_operations() {
-    every_short_history(&few_ops(), 4, 7);
+    every_short_history(&few_ops(), 3, 7);
 }
 
 #[test]
@@ -86,6 +86,11 @@ fn every_short_history_on_two_pages() {
 #[test]
 fn every_short_history_without_holes() {
     every_short_history(&no_holes(), 3, 5);
+}
+
+#[test]
+fn every_short_history_on_a_full_host() {
+    every_short_history(&full_host(), 3, 6);
 }
 
 #[test]

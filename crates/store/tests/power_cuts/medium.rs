@@ -39,6 +39,8 @@ struct State {
     sync_late: bool,
     /// How many syncs succeed before one fails.
     syncs_left: Option<u32>,
+    /// How many pages can be written before the host is full for a moment.
+    pages_left: Option<u32>,
 }
 
 struct Live {
@@ -92,6 +94,7 @@ impl PowerMedium {
             words_held: false,
             sync_late: false,
             syncs_left: None,
+            pages_left: None,
         };
         Arc::new(Self { world: Arc::clone(world), state: Mutex::new(state), hook: Mutex::new(None) })
     }
@@ -128,6 +131,11 @@ impl PowerMedium {
 
     pub fn fail_sync_after(&self, syncs: Option<u32>) {
         self.state().syncs_left = syncs;
+    }
+
+    /// After so many more pages the host is full, for one write that gets half way.
+    pub fn fail_page_after(&self, pages: Option<u32>) {
+        self.state().pages_left = pages;
     }
 
     /// The disk at this moment.
@@ -370,6 +378,15 @@ impl Medium for PowerMedium {
         if state.mutation.holds(state.phase, area) {
             state.held.push(Held::Write { at, bytes: from.to_vec() });
             return Ok(());
+        }
+        if area == Area::Pages
+            && let Some(left) = state.pages_left
+        {
+            state.pages_left = left.checked_sub(1);
+            if left == 0 {
+                state.write(&self.world, at, &from[..from.len() / 2]);
+                return Err(io::ErrorKind::StorageFull.into());
+            }
         }
         state.write(&self.world, at, from);
         Ok(())

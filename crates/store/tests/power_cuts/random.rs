@@ -88,6 +88,7 @@ fn operation(setup: &Setup, history: &History, rng: &mut fastrand::Rng) -> Op {
         }
         10..18 => commit(setup, history, rng),
         18 if setup.host.repeats_are_safe && rng.u8(..3) == 0 => Op::FailingFlush { sync: rng.u32(..3) },
+        18 if rng.u8(..3) == 0 => Op::FullHost { page: rng.u32(..2) },
         18 => Op::Kill,
         _ => Op::Reopen,
     }

@@ -85,6 +85,25 @@ pub fn two_pages() -> Setup {
     }
 }
 
+/// As [`two_pages`], with no more than it takes for one zone to become active in another one's place.
+pub fn in_place_of_another() -> Setup {
+    let ops = vec![Op::Write { zone: 0, sectors: 1 }, Op::Write { zone: 1, sectors: 1 }, Op::flush()];
+    Setup { name: "two pages, few operations", ops, ..two_pages() }
+}
+
+/// As [`two_pages`], and the host is full now and then while pages are written.
+pub fn full_host() -> Setup {
+    let ops = vec![
+        Op::Write { zone: 0, sectors: 1 },
+        Op::Write { zone: 1, sectors: 1 },
+        Op::flush(),
+        Op::FullHost { page: 0 },
+        Op::FullHost { page: 1 },
+        Op::reset(&[0]),
+    ];
+    Setup { name: "full host", ops, ..two_pages() }
+}
+
 /// As [`one_page`], with syncs that fail: the opening after that goes back to what the medium may have.
 pub fn failing_syncs() -> Setup {
     let ops = vec![
