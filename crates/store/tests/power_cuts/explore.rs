@@ -376,7 +376,7 @@ fn work_on(
     flushed.map_err(|error| format!("a flush: {error}"))?;
     // Open zones stay open here and are closed over there.
     keeps(world, medium, &found, boot + 1, "a flush", mutation)?;
-    if let Some(zone) = (0..found.states.len()).find(|&zone| found.states[zone].wp_sectors > 0) {
+    if let Some(zone) = (0..found.states.len()).find(|&zone| is_resettable(found.states[zone])) {
         let index = u32::try_from(zone).unwrap();
         found.states[zone] = ZoneState::EMPTY;
         let start = usize::try_from(geometry.zone_start(index)).unwrap();
@@ -397,6 +397,10 @@ fn work_on(
         return Err(format!("it was closed and is found as {last_use:?}"));
     }
     Ok(())
+}
+
+fn is_resettable(state: ZoneState) -> bool {
+    state.condition.is_active() || state.condition == Condition::Full
 }
 
 /// The power fails and takes all that was not synced: this must be there.

@@ -37,6 +37,8 @@ pub enum Op {
     WriteConventional { sector: usize, sectors: usize },
     /// A commit, and what other lanes do while it runs.
     Commit { flush: bool, finish: Vec<usize>, reset: Vec<usize>, meanwhile: Vec<Meanwhile> },
+    /// Its medium is bad: a zone goes out of use for good, read-only or offline.
+    Retire { zone: usize, offline: bool },
     /// Closed and opened again.
     Reopen,
     /// Killed and opened again.
@@ -95,6 +97,9 @@ impl fmt::Debug for Op {
                     (!meanwhile.is_empty()).then(|| format!("meanwhile {meanwhile:?}")),
                 ];
                 f.write_str(&parts.into_iter().flatten().collect::<Vec<_>>().join(" and "))
+            }
+            Self::Retire { zone, offline } => {
+                write!(f, "{zone} goes {}", if *offline { "offline" } else { "read-only" })
             }
             Self::Reopen => f.write_str("close and open"),
             Self::Kill => f.write_str("kill and open"),
@@ -196,6 +201,13 @@ impl History {
             Op::WriteConventional { sector, sectors } => self.write_conventional(*sector, *sectors)?,
             Op::Commit { flush, finish, reset, meanwhile } => {
                 let (during, outcome) = self.commit(*flush, finish, reset, meanwhile);
+                outcome?;
+                return self.look(probe, &before, &during).map(|()| true);
+            }
+            Op::Retire { zone, offline } => {
+                let condition = if *offline { Condition::Offline } else { Condition::ReadOnly };
+                self.oracle.zones[*zone].now.state.condition = condition;
+                let (during, outcome) = self.publish_and_commit(false, &[*zone], &[], &[]);
                 outcome?;
                 return self.look(probe, &before, &during).map(|()| true);
             }
@@ -391,6 +403,17 @@ impl History {
         for &zone in reset {
             self.oracle.zones[zone].now = Content::empty();
         }
+        self.publish_and_commit(flush, finish, reset, meanwhile)
+    }
+
+    /// As [`commit`](Self::commit), of zones whose states the oracle has already.
+    fn publish_and_commit(
+        &mut self,
+        flush: bool,
+        finish: &[usize],
+        reset: &[usize],
+        meanwhile: &[Meanwhile],
+    ) -> (Oracle, Result<(), Finding>) {
         let [finished, emptied] = [finish, reset]
             .map(|zones| zones.iter().map(|&zone| self.oracle.zones[zone].index).collect::<Vec<_>>());
         for &zone in finish.iter().chain(reset) {

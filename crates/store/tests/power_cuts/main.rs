@@ -30,7 +30,7 @@ use explore::{Explorer, Limits};
 use history::{Finding, Setup};
 use mutation::Mutation;
 use oracle::Oracle;
-use setups::{every_history, failing_syncs, few_ops, full_host, no_holes, one_page, two_pages};
+use setups::{bad_zones, every_history, failing_syncs, few_ops, full_host, no_holes, one_page, two_pages};
 
 const ALL: Limits =
     Limits { recovery_cuts: 1, cuts_per_moment: 1 << 20, cuts_per_recovery: 1 << 20, kills: true };
@@ -81,6 +81,11 @@ fn every_short_history_of_few_operations() {
 #[test]
 fn every_short_history_on_two_pages() {
     every_short_history(&two_pages(), 4, 7);
+}
+
+#[test]
+fn every_short_history_with_bad_zones() {
+    every_short_history(&bad_zones(), 3, 5);
 }
 
 #[test]

@@ -3,12 +3,11 @@
 
 use std::sync::Arc;
 
-use virtio_zbd_zones::{Geometry, GeometryConfig};
+use virtio_zbd_zones::{Condition, Geometry, GeometryConfig};
 
 use crate::disk::Host;
 use crate::explore::{Explorer, Limits};
 use crate::history::{Finding, History, Meanwhile, Op, Place, Setup};
-use crate::oracle::Content;
 use crate::setups::STRICT;
 
 /// Seven zones in two pages: neighbours in one page and across pages, and the last one, which is shorter.
@@ -88,6 +87,7 @@ fn operation(setup: &Setup, history: &History, rng: &mut fastrand::Rng) -> Op {
         }
         10..18 => commit(setup, history, rng),
         18 if setup.host.repeats_are_safe && rng.u8(..3) == 0 => Op::FailingFlush { sync: rng.u32(..3) },
+        18 if rng.u8(..8) == 0 => Op::Retire { zone, offline: rng.bool() },
         18 if rng.u8(..3) == 0 => Op::FullHost { page: rng.u32(..2) },
         18 => Op::Kill,
         _ => Op::Reopen,
@@ -101,7 +101,7 @@ fn commit(setup: &Setup, history: &History, rng: &mut fastrand::Rng) -> Op {
         let condition = history.oracle.zones[zone].now.state.condition;
         match rng.u8(..8) {
             0..2 if kind >= 2 && condition.is_active() => finish.push(zone),
-            2..5 if kind >= 4 && history.oracle.zones[zone].now != Content::empty() => reset.push(zone),
+            2..5 if kind >= 4 && (condition.is_active() || condition == Condition::Full) => reset.push(zone),
             _ if condition.is_active() && rng.bool() => {
                 others.push(Meanwhile { call: rng.u32(..6), place: Place::Zone(zone) });
             }

@@ -117,6 +117,19 @@ pub fn failing_syncs() -> Setup {
     Setup { name: "failing syncs", ops, host: Host { repeats_are_safe: true, ..STRICT }, ..one_page() }
 }
 
+/// As [`one_page`], and zones go out of use.
+pub fn bad_zones() -> Setup {
+    let ops = vec![
+        Op::Write { zone: 0, sectors: 1 },
+        Op::Write { zone: 1, sectors: 2 },
+        Op::flush(),
+        Op::Retire { zone: 0, offline: false },
+        Op::Retire { zone: 0, offline: true },
+        Op::Reopen,
+    ];
+    Setup { name: "bad zones", ops, ..one_page() }
+}
+
 /// As [`one_page`], on a host that can't punch holes.
 pub fn no_holes() -> Setup {
     let ops = vec![
