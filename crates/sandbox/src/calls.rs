@@ -117,6 +117,9 @@ const NOT_FOR_US: &[i64] =
 /// Names of anonymous memory, for those who look at /proc; newer C libraries give them.
 const PR_SET_VMA: u64 = 0x5356_4d41;
 
+/// A process's own auxiliary vector: how rustix finds the page size.
+const PR_GET_AUXV: u64 = 0x4155_5856;
+
 /// Confines all threads of this process. The error is for people.
 pub(crate) fn confine(removes: bool, also: &[i64]) -> Result<(), String> {
     let mut allowed = some_arguments_only()?;
@@ -146,6 +149,8 @@ pub(crate) fn confine(removes: bool, also: &[i64]) -> Result<(), String> {
     // Last: it allows no more filters.
     programs.push(program(allowed, SeccompAction::Trap, SeccompAction::Allow)?);
 
+    // Looked for now: an older kernel has it in a file only.
+    let _ = rustix::param::page_size();
     last_words::prepare().map_err(|error| format!("no handler for SIGSYS: {error}"))?;
     programs.iter().try_for_each(|program| {
         apply_filter_all_threads(program)
@@ -181,7 +186,10 @@ fn some_arguments_only() -> Result<BTreeMap<i64, Vec<SeccompRule>>, String> {
         // Threads, no processes.
         (libc::SYS_clone, vec![bits(0, CLONE_THREAD, thread)]),
         (libc::SYS_tgkill, vec![is(0, ourselves)]),
-        (libc::SYS_prctl, vec![is(0, u64::from(PR_SET_NAME.unsigned_abs())), is(0, PR_SET_VMA)]),
+        (
+            libc::SYS_prctl,
+            vec![is(0, u64::from(PR_SET_NAME.unsigned_abs())), is(0, PR_SET_VMA), is(0, PR_GET_AUXV)],
+        ),
     ];
     let mut map = BTreeMap::new();
     for (call, conditions) in rules {

@@ -109,9 +109,13 @@ pub(crate) struct GeometryArgs {
 pub(crate) struct ServeArgs {
     /// An image made by `vzbd create`, or `ram` for a disk that is forgotten at the end.
     pub(crate) target: String,
-    /// The Unix socket to listen on. A stale one is replaced, a live one is an error.
+    /// The Unix socket to listen on, for this user only (mode 0600). A stale one is replaced, a live one is an error.
     #[arg(long)]
-    pub(crate) socket: PathBuf,
+    pub(crate) socket: Option<PathBuf>,
+    /// Listen on the Unix socket that whoever starts this has left open under this number. Without --socket and --socket-fd the one
+    /// of LISTEN_FDS is taken, as systemd's socket units give it.
+    #[arg(long, value_name = "N", conflicts_with = "socket", value_parser = clap::value_parser!(i32).range(0..))]
+    pub(crate) socket_fd: Option<i32>,
     /// How many queues the virtual machine may use.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(crate) queues: u16,
@@ -124,6 +128,10 @@ pub(crate) struct ServeArgs {
     /// How to reach the disk's file.
     #[arg(long, value_enum, default_value = "auto")]
     pub(crate) io: IoEngine,
+    /// Give up what serving does not need before the first byte of a guest is read: no other file can be opened, nothing executed.
+    /// `on`: all of it or an error [default: as much as the kernel has, with a warning for what is missing].
+    #[arg(long, value_enum)]
+    pub(crate) sandbox: Option<OnOff>,
     /// Length of a disk in RAM [default: 1G].
     #[arg(long)]
     pub(crate) size: Option<Size>,
@@ -233,6 +241,12 @@ impl std::str::FromStr for Moment {
             None => text.parse().map(Self::Event).map_err(|_| wrong()),
         }
     }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OnOff {
+    On,
+    Off,
 }
 
 /// How I/O is done.

@@ -17,6 +17,7 @@ mod record;
 mod refusal;
 mod replay;
 mod report;
+mod sandbox;
 mod serve;
 mod size;
 mod target;

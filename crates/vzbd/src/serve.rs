@@ -1,18 +1,18 @@
 //! `vzbd serve`: a disk on a socket, until a signal.
 
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use virtio_zbd_device::{Disk, DiskConfig};
 use virtio_zbd_store::{EngineChoice, FaultRule, Faults, ImageStore, OpenOptions, RamStore, RawStore, Store};
-use virtio_zbd_vhost_user::Server;
 use vzbd::DiskBackend;
 
 use crate::cli::{IoEngine, ServeArgs, Zoned};
 use crate::size::Size;
-use crate::{attach, geometry, record, say, store_error, wrong_call};
+use crate::{attach, geometry, record, sandbox, say, store_error, wrong_call};
 
 /// Length of a disk in RAM where none is given.
 const RAM_SIZE_BYTES: u64 = 1 << 30;
@@ -29,12 +29,17 @@ pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<()> {
         IoEngine::Sync => EngineChoice::Sync,
     };
     let config = DiskConfig { queues: args.queues, block_len_bytes: PLAIN_BLOCK_LEN_BYTES, engine };
+    let server = sandbox::listen(args)?;
+    // Before the first thread, which the disk has, and before a front-end's first byte.
+    sandbox::enter(args, &server)?;
     let disk =
         Disk::new(Arc::clone(&store), config).with_context(|| format!("{} can't be served", args.target))?;
-    let server = Server::bind(&args.socket)?;
     let zoned = store.geometry().is_some();
-    let greeting =
-        format!("{}\n{}", disk_line(&*store, args), attach::lines(&args.socket, args.queues, zoned));
+    let greeting = format!(
+        "{}\n{}",
+        disk_line(&*store, args, server.path()),
+        attach::lines(server.path(), args.queues, zoned)
+    );
     // A reader that has gone is no reason to end.
     if let Err(error) = say(&greeting) {
         log::debug!("nobody reads the greeting: {error}");
@@ -98,7 +103,7 @@ fn failing<S: Store + 'static>(
 }
 
 /// The first line, for people and for programs that wait for it.
-fn disk_line(store: &dyn Store, args: &ServeArgs) -> String {
+fn disk_line(store: &dyn Store, args: &ServeArgs, socket: &Path) -> String {
     let size = Size::from(store.capacity_bytes());
     let kind = match store.geometry() {
         Some(geometry) => {
@@ -108,7 +113,7 @@ fn disk_line(store: &dyn Store, args: &ServeArgs) -> String {
         None => "no zones".into(),
     };
     let read_only = if args.read_only { ", read-only" } else { "" };
-    format!("serving {} ({size}, {kind}{read_only}) on {}", args.target, args.socket.display())
+    format!("serving {} ({size}, {kind}{read_only}) on {}", args.target, socket.display())
 }
 
 /// A socket that becomes readable on SIGTERM or SIGINT. A limit on files is an error from now on and no longer the end.
