@@ -15,16 +15,26 @@ use crate::{in_one_line, wrong_call};
 /// How the program ends when the power was cut on purpose.
 const POWER_CUT_STATUS: i32 = 3;
 
-/// The store with what was asked for around it. The recording is made here, and the thread that waits for the cut begins here: no
-/// file is opened later.
+/// A power cut that was asked for, and is yet to come.
+pub(crate) struct Cut {
+    recorder: Arc<Recorder>,
+    target: String,
+    after: u64,
+    seed: u64,
+}
+
+/// The store with what was asked for around it. The recording is made here: no file is opened later. Who waits for a cut is to be started.
 ///
 /// # Errors
 /// The recording can't be made; a power cut was asked for of a disk that has none.
-pub(crate) fn around(store: Arc<dyn Store>, args: &ServeArgs) -> anyhow::Result<Arc<dyn Store>> {
+pub(crate) fn around(
+    store: Arc<dyn Store>,
+    args: &ServeArgs,
+) -> anyhow::Result<(Arc<dyn Store>, Option<Cut>)> {
     let seed = args.power_cut_seed.unwrap_or_else(|| fastrand::u64(..));
     let cut = args.power_cut_after.map(|after| PowerCut { after, keep: Keep::Random(seed) });
     if args.record.is_none() && cut.is_none() {
-        return Ok(store);
+        return Ok((store, None));
     }
     if args.read_only {
         return Err(wrong_call(
@@ -42,14 +52,25 @@ pub(crate) fn around(store: Arc<dyn Store>, args: &ServeArgs) -> anyhow::Result<
         other => other.into(),
     })?;
     let recorder = Arc::new(recorder);
-    if let Some(cut) = cut {
-        let (waiting, target) = (Arc::clone(&recorder), args.target.clone());
+    let cut = cut.map(|PowerCut { after, .. }| Cut {
+        recorder: Arc::clone(&recorder),
+        target: args.target.clone(),
+        after,
+        seed,
+    });
+    Ok((recorder, cut))
+}
+
+impl Cut {
+    /// Starts the thread that waits for it and ends the program.
+    pub(crate) fn start(self) -> anyhow::Result<()> {
+        let Self { recorder, target, after, seed } = self;
         thread::Builder::new()
             .name("power cut".into())
-            .spawn(move || match waiting.wait_for_cut() {
+            .spawn(move || match recorder.wait_for_cut() {
                 Ok(None) => {}
                 Ok(Some(report)) => {
-                    log::warn!("{}", cut_line(&target, cut.after, seed, report));
+                    log::warn!("{}", cut_line(&target, after, seed, report));
                     exit(POWER_CUT_STATUS);
                 }
                 Err(error) => {
@@ -60,8 +81,8 @@ pub(crate) fn around(store: Arc<dyn Store>, args: &ServeArgs) -> anyhow::Result<
                 }
             })
             .context("the thread that cuts the power can't be started")?;
+        Ok(())
     }
-    Ok(recorder)
 }
 
 /// Where the end of the serving has met a power cut: waits for the thread that ends the program.

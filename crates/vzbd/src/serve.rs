@@ -22,7 +22,7 @@ const PLAIN_BLOCK_LEN_BYTES: u32 = 512;
 pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<()> {
     // Before anything else: from here on a signal ends us in order.
     let stop = stop_signal().context("signals can't be handled")?;
-    let store = record::around(store(args)?, args)?;
+    let (store, power_cut) = record::around(store(args)?, args)?;
     let engine = match args.io {
         IoEngine::Auto => EngineChoice::Auto,
         IoEngine::Uring => EngineChoice::IoUring,
@@ -30,8 +30,11 @@ pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<()> {
     };
     let config = DiskConfig { queues: args.queues, block_len_bytes: PLAIN_BLOCK_LEN_BYTES, engine };
     let server = sandbox::listen(args)?;
-    // Before the first thread, which the disk has, and before a front-end's first byte.
+    // Before the first thread, and before a front-end's first byte.
     sandbox::enter(args, &server)?;
+    if let Some(cut) = power_cut {
+        cut.start()?;
+    }
     let disk =
         Disk::new(Arc::clone(&store), config).with_context(|| format!("{} can't be served", args.target))?;
     let zoned = store.geometry().is_some();
