@@ -17,6 +17,7 @@
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -54,8 +55,9 @@ const BOOT: [u8; 16] = [7; 16];
 
 /// The conventional zone.
 const PLAIN: u64 = 0;
-/// Appended to; reset and finished only when nothing is under way in it.
+/// Appended to; reset and finished only when nothing is under way in it. Some writes to the second one fail.
 const ORDERLY: [u64; 2] = [1, 2];
+const FAILING: u64 = ORDERLY[1];
 /// Appended to and reset at the same time.
 const WILD: u64 = 3;
 /// Written at the write pointer, several at a time, all by queue 0.
@@ -73,6 +75,8 @@ struct Made {
     sector: u64,
     submitted: u64,
     answered: Option<u64>,
+    /// It was answered with an error.
+    failed: bool,
     /// Of an append that has ended well: where it went.
     told: Option<u64>,
 }
@@ -126,6 +130,10 @@ fn none_is_lost_and_none_is_done_twice() {
     while killed < kills {
         let file = new_file();
         ImageStore::create_on(&*file, Geometry::new(SHAPE).unwrap()).unwrap();
+        let read_only = OpenOptions { read_only: true, ..OpenOptions::default() };
+        let start = ImageStore::open_on(file.clone(), read_only).unwrap().info().unwrap().data_offset_bytes;
+        let byte = |zone| start + start_of(zone) * SECTOR as u64;
+        let file = (file, byte(FAILING)..byte(FAILING + 1));
         let mut guest = Guest::new(rng.u64(..));
         // With and without a cache that writes back.
         let without = if rng.u8(..4) == 0 { Features::FLUSH } else { Features::empty() };
@@ -162,13 +170,14 @@ impl Life {
     /// A process opens the image, takes up the buffer and serves the queues; and how many requests it finds under way. `None`: it died
     /// before.
     fn begin(
-        file: &Arc<FileMedium>,
+        (file, failing): &(Arc<FileMedium>, Range<u64>),
         guest: &Guest,
         death: Arc<Death>,
         without: Features,
     ) -> Option<(Self, usize)> {
         let disk = catch_unwind(AssertUnwindSafe(|| {
-            let medium = MortalMedium { inner: Arc::clone(file), death: Arc::clone(&death) };
+            let (inner, failing) = (Arc::clone(file), failing.clone());
+            let medium = MortalMedium { inner, death: Arc::clone(&death), failing };
             let options = OpenOptions { boot_id: Some(BOOT), ..OpenOptions::default() };
             let store: Arc<dyn Store> = Arc::new(ImageStore::open_on(Arc::new(medium), options).unwrap());
             let config = DiskConfig { queues: QUEUES, block_len_bytes: 512, engine: EngineChoice::Sync };
@@ -299,10 +308,11 @@ impl Guest {
             What::Open | What::Close => {
                 assert!(matches!(status, Status::Ok | Status::ZoneInvalidCmd), "{status:?}: {made:?}")
             }
+            What::Append if made.zone == FAILING && status == Status::IoErr => made.failed = true,
             _ => assert_eq!(status, Status::Ok, "{number}: {made:?}"),
         }
         match made.what {
-            What::Append => made.told = Some(completion.append_sector.unwrap()),
+            What::Append if !made.failed => made.told = Some(completion.append_sector.unwrap()),
             What::Read => {
                 let written = u32::try_from(made.sector).unwrap();
                 let sectors = usize::try_from(made.sectors).unwrap();
@@ -407,7 +417,16 @@ impl Guest {
         let Ok(token) = self.queues[queue].enqueue(request) else { return false };
         let _ = self.queues[queue].publish().unwrap();
         self.now += 1;
-        let made = Made { what, zone, sectors, sector, submitted: self.now, answered: None, told: None };
+        let made = Made {
+            what,
+            zone,
+            sectors,
+            sector,
+            submitted: self.now,
+            answered: None,
+            failed: false,
+            told: None,
+        };
         self.tokens.insert((queue, token), self.next);
         self.made.insert(self.next, made);
         self.next += 1;
@@ -468,7 +487,9 @@ impl Guest {
                 let place = found.get(&number).copied();
                 let at = made.told.unwrap_or(made.sector);
                 let answered = made.answered.unwrap();
-                if resets.iter().any(|reset| answered < reset.0) {
+                if made.failed {
+                    assert_eq!(place, None, "{number} has failed: {made:?}");
+                } else if resets.iter().any(|reset| answered < reset.0) {
                     assert_eq!(place, None, "{number} was reset: {made:?}");
                 } else if resets.iter().all(|reset| reset.1 < made.submitted) {
                     assert_eq!(place, Some((at, made.sectors)), "zone {zone}: {number} is missing: {made:?}");
@@ -506,10 +527,16 @@ impl Guest {
             self.call(life, Request::read(start_of(zone), usize::try_from(CAPACITY).unwrap() * SECTOR)).data;
         let stamps: Vec<(u32, u32)> = bytes.chunks_exact(SECTOR).map(stamp).collect();
         let mut found = BTreeMap::new();
-        let mut at = 0;
-        while at < stamps.len() && stamps[at].0 != 0 {
-            let number = stamps[at].0;
-            let sectors = self.made[&number].sectors;
+        // Where the last one ends, and how much of what is before that is nobody's.
+        let (mut end, mut gaps, mut at) = (0, 0, 0);
+        while at < stamps.len() {
+            let (number, nth) = stamps[at];
+            if (number, nth) == (0, 0) {
+                at += 1;
+                continue;
+            }
+            let made = self.made.get(&number);
+            let sectors = made.unwrap_or_else(|| panic!("zone {zone}, sector {at} is torn")).sectors;
             for n in 0..sectors {
                 let place = at + usize::try_from(n).unwrap();
                 assert_eq!(
@@ -520,16 +547,17 @@ impl Guest {
             }
             let place = (start_of(zone) + u64::try_from(at).unwrap(), sectors);
             assert_eq!(found.insert(number, place), None, "zone {zone}: {number} is there twice");
+            gaps += at - end;
             at += usize::try_from(sectors).unwrap();
+            end = at;
         }
-        assert!(stamps[at..].iter().all(|stamp| *stamp == (0, 0)), "zone {zone}: a hole before its end");
-        if !is_full {
-            assert_eq!(
-                report[0].z_wp.get() - start_of(zone),
-                u64::try_from(at).unwrap(),
-                "zone {zone}: write pointer"
-            );
-        }
+        let wp = usize::try_from(report[0].z_wp.get() - start_of(zone)).unwrap();
+        let since = self.last(zone, What::Reset);
+        let failed =
+            self.made.values().filter(|made| made.zone == zone && made.failed && made.submitted > since);
+        let failed: usize = failed.map(|made| usize::try_from(made.sectors).unwrap()).sum();
+        assert!(gaps <= failed, "zone {zone}: {gaps} sectors are nobody's, {failed} have failed");
+        assert!(is_full || wp == end, "zone {zone}: the write pointer is at {wp}, the data ends at {end}");
         found
     }
 

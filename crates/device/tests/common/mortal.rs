@@ -56,13 +56,18 @@ impl Death {
             self.kill();
             return false;
         }
-        let noise = self.noise.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
-        match (noise ^ noise >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 56 {
+        match self.lot() {
             0..8 => thread::sleep(Duration::from_micros(50)),
             8..64 => thread::yield_now(),
             _ => {}
         }
         true
+    }
+
+    /// 0 to 255.
+    fn lot(&self) -> u64 {
+        let noise = self.noise.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
+        (noise ^ noise >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> 56
     }
 }
 
@@ -75,6 +80,8 @@ fn end_thread() -> ! {
 pub(crate) struct MortalMedium {
     pub(crate) inner: Arc<FileMedium>,
     pub(crate) death: Arc<Death>,
+    /// Some writes that touch these bytes of the file fail, with half of them done.
+    pub(crate) failing: Range<u64>,
 }
 
 /// The file.
@@ -127,6 +134,9 @@ impl Medium for MortalMedium {
         self.step()?;
         self.inner.write_at(&from[..half], offset_bytes)?;
         self.step()?;
+        if self.failing.contains(&offset_bytes) && self.death.lot() < 40 {
+            return Err(io::Error::other("the test wants it so"));
+        }
         self.inner.write_at(&from[half..], offset_bytes + half as u64)
     }
 
