@@ -108,9 +108,12 @@ impl Worker {
         let ticket = self.place.mailbox.ticket(slot);
         let grant = match &disk.zones {
             Some(zones) => {
+                let head = self.flights.get_mut(slot).map_or(0, |flight| flight.head);
+                // Noted before another request, perhaps of another queue, can have the place behind it.
+                let placed = |sector| self.notes.set(head, Note::Placed { sector, sectors });
                 let admitted = match append {
-                    true => zones.admit_append(sector, sectors, ticket),
-                    false => zones.admit_write(sector, sectors, ticket),
+                    true => zones.place_append(sector, sectors, ticket, placed),
+                    false => zones.place_write(sector, sectors, ticket, placed),
                 };
                 match admitted {
                     Ok(grant) => Some(grant),
@@ -125,9 +128,6 @@ impl Worker {
             None => return self.answer(slot, Answer::status(Status::IoErr)),
         };
         let at = grant.as_ref().map_or(sector, Grant::sector);
-        if grant.as_ref().is_some_and(Grant::is_reserved) {
-            self.note(slot, Note::Placed { sector: at, sectors });
-        }
         self.set_step(slot, Step::Writing { grant, sectors, append });
         if sectors == 0 {
             return self.io_done(slot, Ok(()));

@@ -137,12 +137,27 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
     /// blocks (V26); beyond the zone's capacity (V22); a zone that can't be written (V28, V29); no resources (V20); a zone
     /// that must be reset again first ([`Refusal::Unswept`]).
     pub fn admit_write(&self, sector: u64, sectors: u32, ticket: Ticket) -> Result<Grant, Refusal> {
+        self.place_write(sector, sectors, ticket, |_| {})
+    }
+
+    /// As [`admit_write`](Self::admit_write). `placed` is told the first sector of a place that is reserved, under the zone's lock: before
+    /// anybody gets the place behind it. It must be quick and must not call the table.
+    ///
+    /// # Errors
+    /// As [`admit_write`](Self::admit_write).
+    pub fn place_write(
+        &self,
+        sector: u64,
+        sectors: u32,
+        ticket: Ticket,
+        placed: impl FnOnce(u64),
+    ) -> Result<Grant, Refusal> {
         let mut zones = self.zones_of(sector, sectors.into())?;
         let zone = zones.next().ok_or(Refusal::OutOfRange)?;
         if self.geometry.is_conventional(zone) {
             return Ok(Grant { zone, start: sector, reserved: None });
         }
-        self.admit(zone, sector, sectors, Placement::At, ticket)
+        self.admit(zone, sector, sectors, Placement::At, ticket, placed)
     }
 
     /// Whether an append of `sectors` to the zone that starts at `sector` is allowed now; reserves its place at the write pointer.
@@ -151,6 +166,20 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
     /// As [`admit_write`](Self::admit_write), and: no append on this disk, or too long (V24); not a sequential zone (V14);
     /// `sector` is not the zone's start (V21).
     pub fn admit_append(&self, sector: u64, sectors: u32, ticket: Ticket) -> Result<Grant, Refusal> {
+        self.place_append(sector, sectors, ticket, |_| {})
+    }
+
+    /// As [`admit_append`](Self::admit_append), with `placed` as in [`place_write`](Self::place_write).
+    ///
+    /// # Errors
+    /// As [`admit_append`](Self::admit_append).
+    pub fn place_append(
+        &self,
+        sector: u64,
+        sectors: u32,
+        ticket: Ticket,
+        placed: impl FnOnce(u64),
+    ) -> Result<Grant, Refusal> {
         let limit = self.geometry.max_append_sectors();
         if limit == 0 {
             return Err(Refusal::Unsupported);
@@ -159,7 +188,7 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
         if sectors > limit {
             return Err(Refusal::InvalidCommand);
         }
-        self.admit(zone, sector, sectors, Placement::Append, ticket)
+        self.admit(zone, sector, sectors, Placement::Append, ticket, placed)
     }
 
     /// Takes in how an admitted write ended.
@@ -413,6 +442,7 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
         sectors: u32,
         placement: Placement,
         ticket: Ticket,
+        placed: impl FnOnce(u64),
     ) -> Result<Grant, Refusal> {
         let start = self.geometry.zone_start(zone);
         let grant =
@@ -425,6 +455,7 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
                 return Ok(Grant { reserved: None, ..grant(z.wp()..z.wp()) });
             }
             if z.condition.is_open() {
+                placed(start + u64::from(z.wp()));
                 return Ok(grant(z.reserve(sectors)));
             }
         }
@@ -440,6 +471,7 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
             z.opened_from = Some(from);
             self.tell(zone, &z, before);
         }
+        placed(start + u64::from(z.wp()));
         Ok(grant(z.reserve(sectors)))
     }
 
