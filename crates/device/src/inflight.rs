@@ -261,7 +261,7 @@ impl Disk {
             let stands = match (note, &self.zones) {
                 (Note::Placed { sector, sectors }, Some(zones)) => {
                     let this = Waiting { queue, sector, sectors };
-                    // Taken in already, or a worker of this run gave up and has left it.
+                    // Taken in already, when this run was shown the buffer before.
                     let is_there =
                         zones.is_left(sector, sectors) || !is_this_run && zones.restore(sector, sectors);
                     waiting.extend(is_there.then_some(this));

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use virtio_zbd_device::{Disk, DiskConfig, InflightBuffer, Queue as Worker, QueueConfig, RingConfig};
 use virtio_zbd_spec::Status;
-use virtio_zbd_store::{EngineChoice, FaultRule, Faults, ImageStore, OpenOptions, RamStore, Store};
+use virtio_zbd_store::{EngineChoice, ImageStore, OpenOptions, Store};
 use virtio_zbd_testkit::{GuestRam, Queue, QueueOptions, Request};
 use virtio_zbd_zones::Geometry;
 
@@ -257,36 +257,4 @@ fn notes_of_another_history_do_not_count() {
     // A kill is no other history.
     let store = ImageStore::open_on(medium, OpenOptions::default()).unwrap();
     assert_eq!(store.history(), history);
-}
-
-/// A lane that fails while requests are under way. Where that ends the worker they are taken up when the queue is started again, in the same
-/// process.
-#[test]
-fn a_lane_that_fails_loses_nothing() {
-    let mut store = RamStore::new(Geometry::new(SHAPE).unwrap()).unwrap();
-    let rule: FaultRule = "engine:eio@times=1".parse().unwrap();
-    store.inject(Faults::new(&[rule], &store).unwrap());
-    let disk = disk(Arc::new(store));
-    let mut guest = Guest::new();
-    disk.use_inflight(&guest.shown());
-    for n in 0..6 {
-        guest.queue.submit(Request::zone_append(start_of(2), &blocks(n, 1))).unwrap();
-    }
-    let mut worker = guest.start(&disk);
-    let mut places = Vec::new();
-    while places.len() < 6 {
-        if let Ok((_, done)) = guest.queue.complete(Duration::from_millis(500)) {
-            places.push(done.expect(Status::Ok).append_sector.unwrap());
-        } else {
-            // The front-end starts it again.
-            worker.stop();
-            disk.use_inflight(&guest.shown());
-            worker = guest.start(&disk);
-        }
-    }
-    places.sort_unstable();
-    assert_eq!(places, (0..6).map(|n| start_of(2) + 8 * n).collect::<Vec<u64>>());
-    assert_eq!(wp(&mut guest), 48);
-    guest.queue.call(Request::zone_reset(start_of(2))).unwrap().expect(Status::Ok);
-    worker.stop();
 }

@@ -239,20 +239,13 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
         self.within_zone(sector, sectors, |z, range| z.is_left(&range)).unwrap_or(false)
     }
 
-    /// Takes over a write that was [restored](Self::restore) or [left](Self::leave): from now on it is as any that was admitted.
+    /// Takes over a write that was [restored](Self::restore): from now on it is as any that was admitted.
     /// A failure below the write pointer does not move it. `None`: there is no such write.
     pub fn adopt(&self, sector: u64, sectors: u32) -> Option<Grant> {
         self.within_zone(sector, sectors, |z, range| {
             let zone = self.geometry.zone_of(sector)?;
             z.adopt(&range).then_some(Grant { zone, start: sector, reserved: Some(range) })
         })?
-    }
-
-    /// The one who was to say how an admitted write ends can't. It stays under way until somebody takes it over.
-    pub fn leave(&self, grant: Grant) {
-        if let (Some(range), Ok(mut z)) = (grant.reserved, self.lock_zone(grant.zone)) {
-            z.leave(&range);
-        }
     }
 
     /// Opens a zone explicitly.

@@ -127,7 +127,7 @@ impl Zone {
         range.end <= self.found
     }
 
-    /// Takes in a write that was under way below the write pointer when the last table went, as [left](Self::leave). False: its place
+    /// Takes in a write that was under way below the write pointer when the last table went, for somebody to [adopt](Self::adopt). False: its place
     /// is not where it could be, or not free.
     pub(crate) fn take_in(&mut self, range: Range<u32>) -> bool {
         let at = self.in_flight.partition_point(|e| e.range.end <= range.start);
@@ -139,17 +139,12 @@ impl Zone {
         restored
     }
 
-    /// Nobody is there any more who would say how the write at `range` ends. It stays under way.
-    pub(crate) fn leave(&mut self, range: &Range<u32>) {
-        self.turn(range, Outcome::Pending, Outcome::Left);
-    }
-
     /// Whether there is nobody who would say how the write at `range` ends.
     pub(crate) fn is_left(&self, range: &Range<u32>) -> bool {
         self.in_flight.iter().any(|e| e.range == *range && e.outcome == Outcome::Left)
     }
 
-    /// Somebody will say how the write at `range` ends that was left. False: there is none.
+    /// Somebody will say how the write at `range` ends that was taken in. False: there is none.
     pub(crate) fn adopt(&mut self, range: &Range<u32>) -> bool {
         self.turn(range, Outcome::Left, Outcome::Pending)
     }
@@ -260,19 +255,13 @@ mod tests {
     }
 
     #[test]
-    fn a_write_that_was_left_is_under_way_until_somebody_ends_it() {
-        let mut z = zone();
-        let (a, b) = (z.reserve(8), z.reserve(8));
-        z.leave(&a);
-        z.resolve(&a, true);
-        assert_eq!(z.state().wp_sectors, 0, "nobody may say so");
-        z.resolve(&b, true);
-        assert!(z.has_writes() && z.adopt(&a));
-        z.resolve(&a, true);
-        assert_eq!((z.wp(), z.state().wp_sectors, z.has_writes()), (16, 16, false));
-        // What is not under way has no end.
-        z.resolve(&(16..24), true);
-        assert_eq!((z.wp(), z.state().wp_sectors), (16, 16));
+    fn what_is_not_under_way_has_no_end() {
+        let mut z = Zone::new(ZoneState { condition: Condition::Closed, wp_sectors: 16 });
+        assert!(z.take_in(0..8));
+        for nobody_s in [0..8, 8..16, 16..24] {
+            z.resolve(&nobody_s, true);
+            assert_eq!((z.wp(), z.state().wp_sectors, z.has_writes()), (16, 16, true));
+        }
     }
 
     #[test]
