@@ -326,6 +326,26 @@ fn after_a_kill_the_live_area_gives_lost_pages_back() {
 }
 
 #[test]
+fn nothing_is_repaired_where_two_images_are_mixed() {
+    let mut rng = seeded("nothing_is_repaired_where_two_images_are_mixed");
+    for _ in 0..10 {
+        let [oracle, other] = [(); 2].map(|()| Oracle::new(&mut rng, 30, true));
+        // Another image's superblock and page were written here, and what is left of ours is damaged: all that counts is
+        // the other's, and it would open.
+        let mut bytes = oracle.bytes.clone();
+        bytes[..4096].copy_from_slice(&other.bytes[..4096]);
+        let page = other.slot(0, other.newest_slot(0));
+        bytes[page..page + 4096].copy_from_slice(&other.bytes[page..page + 4096]);
+        bytes[4096 + 300..4096 + 310].fill(0x5a);
+        let medium = medium_of(&bytes);
+        let repaired = repair(&medium, &SimMedium::new(1));
+        assert!(repaired.after.is_none() && repaired.before.repairable() == 0, "{}", text(&repaired.before));
+        assert!(repaired.before.problems() >= 2);
+        assert!(medium.bytes() == bytes);
+    }
+}
+
+#[test]
 fn nothing_is_repaired_in_an_image_of_a_newer_program() {
     let mut rng = seeded("nothing_is_repaired_in_an_image_of_a_newer_program");
     let oracle = Oracle::new(&mut rng, 30, true);

@@ -207,7 +207,8 @@ impl Walk<'_> {
     fn nonzero(&mut self, range: Range<u64>, what: &str) -> Option<Range<u64>> {
         let mut found: Option<Range<u64>> = None;
         let mut rest = range.start..range.end.min(self.len_bytes);
-        let mut bytes = vec![0; 1 << 20];
+        let most = usize::try_from(rest.end.saturating_sub(rest.start)).unwrap_or(usize::MAX);
+        let mut bytes = vec![0; most.min(1 << 20)];
         while !rest.is_empty() {
             let data = match self.medium.next_data(rest.clone()) {
                 Ok(Some(data)) => data,

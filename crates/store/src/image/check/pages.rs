@@ -27,7 +27,7 @@ struct Slot {
     /// It is there and can be read: it may be written, because what it holds can be kept.
     readable: bool,
     /// The page as it was before one bit flipped, if that is what has happened.
-    restored: Option<StatePage>,
+    restored: Option<Box<StatePage>>,
     /// The sequence number that stands there, and whose page it says to be, whether whole or not.
     said: Option<(u64, Uuid)>,
 }
@@ -52,7 +52,7 @@ impl Page {
     /// The newest version with bits turned back, if there is a newer one than without, and where it is.
     fn restored(&self) -> Option<(u8, &StatePage)> {
         let sequence = self.good().map(|page| page.sequence.get());
-        let restored = |slot: u8| Some((slot, self.slot(slot).restored.as_ref()?));
+        let restored = |slot: u8| Some((slot, self.slot(slot).restored.as_deref()?));
         [restored(0), restored(1)]
             .into_iter()
             .flatten()
@@ -150,7 +150,8 @@ fn read(walk: &mut Walk<'_>, frame: &Frame, index: u32) -> Page {
         if let (Err(Unusable::Checksum { .. } | Unusable::Magic), LastUse::Closed) = (&page, frame.last_use) {
             restored = with_bit_restored(&block)
                 .and_then(|block| StatePage::parse(&block, frame.superblock.uuid, index).ok())
-                .filter(|page| states_can_be(frame, index, page));
+                .filter(|page| states_can_be(frame, index, page))
+                .map(Box::new);
         }
         Slot { page, readable: true, restored, said: Some(said(&block)) }
     });
@@ -218,11 +219,11 @@ fn check_slots(
         at..at + BLOCK_LEN_BYTES
     };
     if let (Sum::RightOnceRestored, Some((slot, restored))) = (sum, page.restored()) {
-        let text = format!("{} has a flipped bit", slot_text(frame, page, slot));
+        let text = format!("{}; but for one bit it is whole", slot_text(frame, page, slot));
         walk.findings.add(
             finding(FindingKind::PageNewestLost, Severity::Fatal, bytes(slot), text).zones(zones.clone()).remedy(
                 Remedy::Repair,
-                "Turned back, it makes the checksum and the sum of the sequence numbers right: a repair does that",
+                "With that bit turned back, its checksum and the sum of the sequence numbers are right: a repair does that",
             ),
         );
         walk.plan.write(bytes(slot).start, restored.as_bytes());

@@ -56,7 +56,7 @@ pub(super) fn check_length(walk: &mut Walk<'_>, frame: &Frame, states: &States) 
     let short = finding(FindingKind::FileTooShort, Severity::Fatal, len..end, fault_text(&fault))
         .expected(format!("{end} bytes"));
     // With all states known, nothing but zeros was behind the end of each zone's data, or was to be removed.
-    let only_a_hole = lost == 0 && states.all_known() && len >= frame.layout.pages.end;
+    let only_a_hole = lost == 0 && states.all_known() && len >= frame.layout.data.start;
     walk.findings.add(match only_a_hole {
         true => {
             walk.plan.set_len(end);
