@@ -296,3 +296,31 @@ fn a_plain_disk_fails_where_it_fails() {
         }
     }
 }
+
+/// Inside the cage, too, the queue finds what it needs to go on.
+#[test]
+fn an_engine_that_fails_costs_what_was_under_way_and_the_queue_goes_on() {
+    for on in EVERYWHERE {
+        let place = Place::new();
+        let (_, daemon) = zoned(&place, on, &["engine:eio@after=30,times=1"]);
+        let mut client = daemon.client(1);
+        let mut expected = Vec::new();
+        let mut failed = 0;
+        for number in 0..60 {
+            let data = pattern(number, 4096);
+            let done = client.call(0, Request::zone_append(start_of(5), &data)).unwrap();
+            match done.status == Status::Ok as u8 {
+                true => expected.extend(data),
+                false => failed += 1,
+            }
+        }
+        assert!(failed <= 1, "{on:?}: {failed}");
+        check(&mut client, 5, ZoneState::ImplicitOpen, expected.len() as u64 / 512);
+        assert!(call(&mut client, Request::read(start_of(5), expected.len()), Status::Ok) == expected);
+        call(&mut client, Request::flush(), Status::Ok);
+        drop(client);
+        let (status, log) = daemon.stop();
+        assert!(status.success(), "{log}");
+        assert!(log.contains("it goes on with"), "{log}");
+    }
+}
