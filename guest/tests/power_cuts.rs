@@ -34,7 +34,7 @@ fn every_cut_leaves_a_good_file_system(mkfs: &str, check: &str) {
         std::fs::write(place.path().join(file.to_string()), bytes).unwrap();
     }
     let (image, log) = (place.path().join("disk.zbd"), place.path().join("log"));
-    let geometry = Geometry::new("1G", "32M").conventional(8).max_open(8).max_active(10);
+    let geometry = Geometry::new("2G", "32M").conventional(16).max_open(8).max_active(10);
     geometry.create_image(&image).or_fail("no image");
     let mut disk = ServedDisk::image(&image).or_fail("no disk");
     succeed(&guest().disk(disk.socket()), mkfs);

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use virtio_zbd_spec::{Features, Status};
+use virtio_zbd_store::record::PowerIsCut;
 use virtio_zbd_store::{Event, IoBuffer, Lane, Segments};
 use virtio_zbd_zones::Ticket;
 use vm_memory::GuestMemoryMmap;
@@ -97,6 +98,10 @@ impl Worker {
                 continue;
             }
             if let Err(error) = self.lane.wait(more.then_some(Duration::ZERO), &mut events) {
+                if PowerIsCut::is_in(&error) {
+                    log::debug!("queue {index}: {error}");
+                    break;
+                }
                 if self.take_another_lane(&error, &mut events) {
                     continue;
                 }

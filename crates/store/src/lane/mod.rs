@@ -21,6 +21,7 @@ use op::{Action, Op};
 use poll::PollSet;
 use ring::Ring;
 pub use spare::reserve_rings;
+pub use tap::PowerIsCut;
 pub(crate) use tap::{Change, Tap};
 pub(crate) use target::Target;
 
@@ -226,7 +227,7 @@ impl Lane {
                 Waiter::Poll(set) => set.turn(Some(Duration::ZERO), &mut self.ready)?,
             }
             if self.tap.as_ref().is_some_and(|tap| tap.is_over()) {
-                return Err(io::Error::new(io::ErrorKind::BrokenPipe, "the disk's power was cut"));
+                return Err(io::Error::other(PowerIsCut));
             }
             if !self.ready.is_empty() || rest == Some(Duration::ZERO) {
                 let done = self.ready.iter().filter(|event| matches!(event, Event::Done { .. })).count();

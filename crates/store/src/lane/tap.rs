@@ -1,6 +1,9 @@
 //! Somebody who is told of every change that a lane makes to its disk.
 
+use std::io;
 use std::sync::Arc;
+
+use thiserror::Error;
 
 use crate::buffer::IoBuffer;
 
@@ -26,6 +29,18 @@ pub(crate) enum Change<'a> {
     Write { offset_bytes: u64, buffer: &'a IoBuffer },
     /// The range reads as zeros.
     Zero { offset_bytes: u64, len_bytes: u64 },
+}
+
+/// A lane's disk has lost its power, on purpose: whoever waits on the lane ends without a word to anybody.
+#[derive(Debug, Error)]
+#[error("the disk's power was cut, as was asked for")]
+pub struct PowerIsCut;
+
+impl PowerIsCut {
+    /// Whether this is why a lane can't be waited for.
+    pub fn is_in(error: &io::Error) -> bool {
+        error.get_ref().is_some_and(|inner| inner.is::<Self>())
+    }
 }
 
 /// A change whose end a tap waits for.

@@ -23,6 +23,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use virtio_zbd_zones::{Geometry, ZoneState};
 
 use crate::error::StoreError;
+pub use crate::lane::PowerIsCut;
 use crate::lane::{Change, EngineChoice, Lane, Tap};
 use crate::store::{Commit, CommitOutcome, Identity, Store};
 use cut::Cutter;
@@ -172,7 +173,7 @@ impl Store for Recorder {
         let mut lane = self.inner.open_lane(engine)?;
         let mut state = self.shared.lock();
         if self.shared.is_over() {
-            return Err(io::Error::new(io::ErrorKind::BrokenPipe, "the disk's power was cut"));
+            return Err(io::Error::other(PowerIsCut));
         }
         if let Some(cutter) = &mut state.cutter {
             lane.watch(cutter.waker()?, CUT_SOURCE)?;
