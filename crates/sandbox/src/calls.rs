@@ -1,7 +1,7 @@
 //! seccomp: the system calls that a server makes, and no others.
 //!
 //! Four small filters, of which the kernel takes the strictest answer: one says what is allowed, the others which of that
-//! is answered with an error instead. The lists are for x86_64 and aarch64, the C library glibc or musl.
+//! is answered with an error instead. The lists are for x86_64 and aarch64, and for what glibc calls.
 
 use std::collections::BTreeMap;
 
