@@ -85,7 +85,7 @@ fn look(image: &Path, share: &Path, check: &str) -> u32 {
          last=0
          for i in $(seq {FILES}); do if [ -e /mnt/$i ]; then last=$i; fi; done
          for i in $(seq $((last - 1))); do cmp {source}/$i /mnt/$i; done
-         cat /mnt/* >/dev/null
+         find /mnt -type f -exec cat {{}} + >/dev/null
          umount /mnt
          {check}
          echo $last"
