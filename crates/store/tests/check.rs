@@ -457,7 +457,10 @@ fn data_behind_a_write_pointer_is_found_in_a_closed_image() {
         let found = only(&report, FindingKind::BehindWritePointer);
         assert_eq!(found.bytes, at as u64..at as u64 + 1);
         assert_eq!(found.zones.0, [zone as u32..=zone as u32]);
-        assert_eq!((report.problems(), report.repairable()), (1, 1));
+        assert_eq!((report.problems(), report.repairable(), report.repair_len_bytes()), (1, 0, 0));
+        let options = CheckOptions { clear_behind: true, ..with_boot(BOOT) };
+        let report = ImageStore::check_on(&*medium_of(&bytes), options).unwrap();
+        assert_eq!((report.problems(), report.repairable(), report.repair_len_bytes()), (1, 1, 512));
     }
     // An open one: the next opening removes it.
     let live = used(false);
@@ -587,7 +590,7 @@ fn only_so_many_findings_are_kept_and_the_others_counted() {
         bytes[oracle.zone(zone) + 3 * 512] = 1;
     }
     let medium = medium_of(&bytes);
-    let options = CheckOptions { findings_max: 10, ..with_boot(BOOT) };
+    let options = CheckOptions { findings_max: 10, clear_behind: true, ..with_boot(BOOT) };
     let report = ImageStore::check_on(&*medium, options).unwrap();
     assert_eq!((report.findings.len(), report.omitted.repairable), (10, 790));
     assert_eq!((report.problems(), report.repairable()), (800, 800));

@@ -33,7 +33,11 @@ pub(crate) fn run(args: &CheckArgs) -> anyhow::Result<()> {
         ImageStore::undo_repair(image, kept).map_err(unusable)?;
         return say(&format!("{} is byte for byte what it was before the repair", image.display()));
     }
-    let options = CheckOptions { findings_max: args.max_findings, ..CheckOptions::default() };
+    let options = CheckOptions {
+        findings_max: args.max_findings,
+        clear_behind: args.clear_behind,
+        ..CheckOptions::default()
+    };
     let done = match args.repair {
         true => ImageStore::repair(image, options),
         false => ImageStore::check(image, options).map(|before| Repaired { before, after: None, kept: None }),

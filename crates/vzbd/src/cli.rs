@@ -310,6 +310,10 @@ pub(crate) struct CheckArgs {
     /// Do what can't lose anything. What it changes is kept before, in a new file beside the image.
     #[arg(long)]
     pub(crate) repair: bool,
+    /// Also remove what lies behind write pointers in an image that was closed; a copy is kept. By the format it is no
+    /// data, but if the image's first bytes were taken from another image, or an older copy, it would be.
+    #[arg(long, requires = "repair")]
+    pub(crate) clear_behind: bool,
     /// Bring back what was there before a repair, from the file that it has kept: IMAGE.repair-1, or a later one.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["repair", "json", "max_findings"])]
     pub(crate) undo: Option<PathBuf>,

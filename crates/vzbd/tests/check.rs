@@ -88,7 +88,7 @@ fn what_is_wrong_is_said_all_of_it_repaired_and_brought_back() {
         "damage: behind-write-pointer, zone 5, byte 6292156",
         "fatal: file-too-short, bytes 17824792 to 17825791",
         "expected: 17825792 bytes",
-        "4 problems that --repair mends; it does not open",
+        "4 problems: 3 that --repair mends, 1 where something else is to be done; it does not open",
     ] {
         assert!(said.contains(expected), "{expected}: {said}");
     }
@@ -100,12 +100,19 @@ fn what_is_wrong_is_said_all_of_it_repaired_and_brought_back() {
     assert!(json["refusal"].as_str().unwrap().contains("cut off"));
     assert_eq!(
         (&json["findings"][3]["zones"][0][0], &json["findings"][3]["remedy"]),
-        (&5.into(), &"repair".into())
+        (&5.into(), &"advice".into())
     );
     let few = found(&[&path, "--max-findings", "1"]);
     assert!(few.contains("and 3 more") && few.contains("4 problems"), "{few}");
 
-    let said = vzbd_ok(&["check", &path, "--repair"]);
+    // What may be somebody's data is removed only on demand.
+    let said = found(&[&path, "--repair"]);
+    assert!(said.contains("after the repair: 1 problem where something else is to be done"), "{said}");
+    assert_eq!(fs::read(&path).unwrap()[(1 << 20) + (5 << 20) + 700], 1);
+    vzbd_ok(&["check", &path, "--undo", &format!("{path}.repair-1")]);
+    assert!(fs::read(&path).unwrap() == damaged);
+    fs::remove_file(format!("{path}.repair-1")).unwrap();
+    let said = vzbd_ok(&["check", &path, "--repair", "--clear-behind"]);
     let kept = format!("{path}.repair-1");
     assert!(said.contains(&format!("vzbd check {path} --undo {kept}")), "{said}");
     assert_eq!(said.lines().last(), Some("after the repair: clean"));
@@ -115,7 +122,7 @@ fn what_is_wrong_is_said_all_of_it_repaired_and_brought_back() {
 
     vzbd_ok(&["check", &path, "--undo", &kept]);
     assert!(fs::read(&path).unwrap() == damaged);
-    let json = vzbd_json(&["check", &path, "--repair"]);
+    let json = vzbd_json(&["check", &path, "--repair", "--clear-behind"]);
     assert_eq!(json["repair"]["kept"], format!("{path}.repair-2"));
     assert_eq!((&json["clean"], &json["repair"]["after"]["clean"]), (&false.into(), &true.into()));
     // Used since: it can't be undone any more.
@@ -205,6 +212,7 @@ fn a_wrong_call_is_told_from_a_bad_image() {
         (&["check", "/dev/null"], "a character device"),
         (&["check", &path, "--undo", nowhere], "No such file"),
         (&["check", &path, "--undo", nowhere, "--repair"], "cannot be used with"),
+        (&["check", &path, "--clear-behind"], "--repair"),
     ] {
         let said = vzbd_fails(2, args);
         assert!(said.contains(expected), "{args:?}: {said}");

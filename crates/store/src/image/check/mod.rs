@@ -61,6 +61,7 @@ impl ImageStore {
             findings: Findings::new(options.findings_max),
             plan: Plan::default(),
             foreign: false,
+            clear_behind: options.clear_behind,
             next: NextOpening::default(),
         };
         let image = walk.image(boot_id);
@@ -88,6 +89,7 @@ struct Walk<'a> {
     plan: Plan,
     /// Something of another image is in the file.
     foreign: bool,
+    clear_behind: bool,
     next: NextOpening,
 }
 

@@ -16,11 +16,14 @@ pub struct CheckOptions {
     pub boot_id: Option<[u8; 16]>,
     /// How many findings are kept; the others are only counted ([`CheckReport::omitted`]).
     pub findings_max: usize,
+    /// What lies behind write pointers in a closed image counts as repairable: a repair removes it, and keeps a copy. It is
+    /// no data by the format, but if the structures were another image's, or an older copy of this one's, it would be.
+    pub clear_behind: bool,
 }
 
 impl Default for CheckOptions {
     fn default() -> Self {
-        Self { boot_id: None, findings_max: 1000 }
+        Self { boot_id: None, findings_max: 1000, clear_behind: false }
     }
 }
 

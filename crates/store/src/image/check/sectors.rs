@@ -176,22 +176,27 @@ fn settle(walk: &mut Walk<'_>, frame: &Frame, states: &States, zone: &Found) {
             ),
         ),
         Some(state) => {
-            for place in places {
+            let clear = walk.clear_behind;
+            for place in places.iter().filter(|_| clear) {
                 let sectors = place.start / SECTOR * SECTOR..place.end.next_multiple_of(SECTOR);
                 walk.plan.clear(sectors.start..sectors.end.min(walk.len_bytes));
             }
-            found(
+            let found = found(
                 Severity::Damage,
                 format!(
                     "zone {} has something behind the {} sectors of its data, {where_}",
                     zone.index, state.wp_sectors
                 ),
             )
-            .expected("zeros, since the image was closed")
-            .remedy(
-                Remedy::Repair,
-                "No read shows it, and no write of the disk's user can have left it; a repair removes it and keeps a copy",
-            )
+            .expected("zeros, since the image was closed");
+            match clear {
+                true => found.remedy(Remedy::Repair, "No read shows it; a repair removes it, and keeps a copy"),
+                false => found.remedy(
+                    Remedy::Advice,
+                    "No read shows it, and it does no harm. If you know that the image's first bytes were not taken from \
+                     another image or an older copy, a repair can remove it (--repair --clear-behind); it keeps a copy",
+                ),
+            }
         }
     };
     walk.findings.add(finding);
