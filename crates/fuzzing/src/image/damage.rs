@@ -80,6 +80,7 @@ pub(super) fn damage(image: &Content, input: &mut Input<'_>) -> Content {
             12 => image.set_len(image.len() - u64::from(input.u16()).min(image.len())),
             13 => image.set_len((image.len() + (u64::from(input.u16()) << 4)).min(LEN_MAX)),
             14 => image.set_len(u64::from(input.u32()) % LEN_MAX),
+            _ if what & 0x10 != 0 => places.change_states(&mut image, input),
             _ => {
                 let at = u64::from(input.u32()) % image.len().max(1);
                 let len = usize::from(input.u8());
@@ -145,6 +146,26 @@ impl Places {
             4 | 5 => self.pages + page(input) * BLOCK as u64,
             6 => self.live,
             _ => self.data + u64::from(input.u8()) * BLOCK as u64,
+        }
+    }
+
+    /// Some zones get another state, likely or not, in both places of their page or in the live area.
+    fn change_states(&self, image: &mut Content, input: &mut Input<'_>) {
+        let live = input.u8() & 1 == 1;
+        for _ in 0..input.u8() % 6 {
+            let zone = u64::from(input.u8());
+            let condition = [1, 2, 3, 4, 4, 4, 13, 14, 15, 0, 7][usize::from(input.u8()) % 11];
+            let wp_sectors = u64::from(input.u8()) << (input.u8() % 8);
+            let word = (condition << 56 | wp_sectors).to_le_bytes();
+            if live {
+                image.write(self.live + 8 * zone, &word);
+                continue;
+            }
+            for slot in 0..2 {
+                let block = self.pages + slot * self.page_count * BLOCK as u64;
+                image.write(block + field::ENTRIES as u64 + 8 * zone, &word);
+                seal(image, block, 0);
+            }
         }
     }
 

@@ -18,11 +18,11 @@ const SLOTS_MAX: usize = 509;
 /// MQ, REPLY_ACK, BACKEND_REQ, CONFIG, RESET_DEVICE, CONFIGURE_MEM_SLOTS, STATUS.
 const PROTOCOL_FEATURES: u64 = 1 << 0 | 1 << 3 | 1 << 5 | 1 << 9 | 1 << 13 | 1 << 15 | 1 << 16;
 
-const REPLY_ACK: u64 = 1 << 3;
+pub(super) const REPLY_ACK: u64 = 1 << 3;
 const BACKEND_REQ: u64 = 1 << 5;
-const CONFIG: u64 = 1 << 9;
+pub(super) const CONFIG: u64 = 1 << 9;
 const MEM_SLOTS: u64 = 1 << 15;
-const STATUS: u64 = 1 << 16;
+pub(super) const STATUS: u64 = 1 << 16;
 pub(super) const INFLIGHT: u64 = 1 << 12;
 
 /// The bit that stands for protocol features.
@@ -327,6 +327,11 @@ impl Model {
             // Messages of the specification that need what is not offered.
             _ => Err(No::Wrong),
         }
+    }
+
+    /// Whether a protocol feature is negotiated.
+    pub(super) fn has(&self, feature: u64) -> bool {
+        self.protocol & feature != 0
     }
 
     fn need(&self, feature: u64) -> Result<(), No> {

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use super::model::{F_PROTOCOL, Message, Model, Outcome, QUEUES, least_buffer, slot};
+use super::model::{
+    CONFIG, F_PROTOCOL, Message, Model, Outcome, QUEUES, REPLY_ACK, STATUS, least_buffer, slot,
+};
 use super::peer::{Came, FDS_MAX, Peer};
 use super::things::{MAIN_LEN, Thing, Things};
 use crate::input::Input;
@@ -90,8 +92,29 @@ impl Script {
                 return false;
             }
         }
-        // A reply that nobody wanted would come now.
-        self.say(&Draft::new(1, Vec::new()), &mut Input::new(&[]))
+        self.ask_for_everything()
+    }
+
+    /// What has been said leaves traces that nobody may have asked for yet. A reply that nobody wanted would come now, too.
+    fn ask_for_everything(&mut self) -> bool {
+        let mut script = vec![Draft::new(1, Vec::new()), Draft::new(15, Vec::new())];
+        if self.model.has(STATUS) {
+            script.push(Draft::new(40, Vec::new()));
+        }
+        if self.model.has(CONFIG) {
+            script.push(Draft::new(24, words(&[0, 100, 0])));
+        }
+        for (index, size) in (0..).zip(self.model.rings.iter().map(|ring| ring.size)) {
+            if self.model.has(REPLY_ACK) {
+                // Refused while the queue runs.
+                let size = size.map_or(1, u32::from);
+                let mut draft = Draft::new(8, words(&[index, size]));
+                draft.flags |= NEED_REPLY;
+                script.push(draft);
+            }
+            script.push(Draft::new(11, words(&[index, 0])));
+        }
+        script.iter().all(|draft| self.say(draft, &mut Input::new(&[])))
     }
 
     /// The beginning of a message, and no more.
