@@ -146,6 +146,18 @@ impl Negotiated {
         self.write_back.load(Ordering::Acquire)
     }
 
+    /// Whether the driver has written 0 to the writeback byte.
+    pub(crate) fn has_turned_cache_off(&self) -> bool {
+        self.has(Features::CONFIG_WCE) && !self.write_back()
+    }
+
+    /// As if the driver had written 0 to the writeback byte, where it may.
+    pub(crate) fn turn_cache_off(&self) {
+        if self.has(Features::CONFIG_WCE) {
+            self.write_back.store(false, Ordering::Release);
+        }
+    }
+
     /// The driver writes to the configuration space: only the writeback byte may be written, and only where CONFIG_WCE
     /// was negotiated.
     ///

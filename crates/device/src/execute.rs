@@ -284,22 +284,27 @@ impl Worker {
             return self.answer(slot, Answer::status(Status::Unsupp));
         };
         let ticket = self.place.mailbox.ticket(slot);
-        let (result, finish) = match request {
-            Request::ZoneOpen { sector } => (zones.open(sector, ticket).map(|()| None), false),
-            Request::ZoneClose { sector } => (zones.close(sector, ticket).map(|()| None), false),
-            Request::ZoneFinish { sector } => (zones.begin_finish(sector, ticket), true),
-            Request::ZoneReset { sector } => (zones.begin_reset(sector, ticket), false),
+        let (result, finished) = match request {
+            Request::ZoneOpen { sector } => (zones.open(sector, ticket).map(|()| None), None),
+            Request::ZoneClose { sector } => (zones.close(sector, ticket).map(|()| None), None),
+            Request::ZoneFinish { sector } => {
+                (zones.begin_finish(sector, ticket), zones.geometry().zone_of(sector))
+            }
+            Request::ZoneReset { sector } => (zones.begin_reset(sector, ticket), None),
             _ => return self.lost(slot, None),
         };
-        match result {
-            Ok(None) => self.answer(slot, Answer::OK),
-            Ok(Some(begun)) => {
-                let zone = begun.zone();
-                let kind = if finish { CommitKind::Finish(zone) } else { CommitKind::Reset(vec![zone]) };
+        match (result, finished) {
+            // Full already, perhaps by having been written: that is durable when this answers, too (D3).
+            (Ok(None), Some(zone)) => {
+                self.commit(slot, CommitKind::Finish(zone), Step::Flushing { answer: Answer::OK });
+            }
+            (Ok(None), None) => self.answer(slot, Answer::OK),
+            (Ok(Some(begun)), finished) => {
+                let kind = finished.map_or_else(|| CommitKind::Reset(vec![begun.zone()]), CommitKind::Finish);
                 self.commit(slot, kind, Step::Ending(begun));
             }
-            Err(Refusal::Busy) => drop(self.set_step(slot, Step::Waiting(request))),
-            Err(refusal) => self.answer(slot, Answer::status(status_of(refusal))),
+            (Err(Refusal::Busy), _) => drop(self.set_step(slot, Step::Waiting(request))),
+            (Err(refusal), _) => self.answer(slot, Answer::status(status_of(refusal))),
         }
     }
 

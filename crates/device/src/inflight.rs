@@ -13,6 +13,7 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use parking_lot::Mutex;
 use virtio_zbd_spec::Status;
 
+use crate::config::Negotiated;
 use crate::disk::Disk;
 use crate::flight::Answer;
 use crate::mailbox::Message;
@@ -81,6 +82,8 @@ mod mark {
     pub(super) const HISTORY: usize = 4;
     /// The run of the disk that has looked at all notes.
     pub(super) const RUN: usize = 5;
+    /// 1: the driver has turned the write-back cache off.
+    pub(super) const WRITE_THROUGH: usize = 6;
 }
 
 /// The format of the notes below.
@@ -245,6 +248,7 @@ impl Disk {
         let is_ours = self.is_ours(buffer);
         if !is_ours {
             buffer.set_mark(mark::FORMAT, 0);
+            buffer.set_mark(mark::WRITE_THROUGH, 0);
         }
         let is_this_run = is_ours && buffer.mark(mark::RUN) == self.inflight.run;
         let mut waiting = Vec::new();
@@ -293,6 +297,21 @@ impl Disk {
         let gone = before.into_iter().filter(|write| !waiting.contains(write)).collect();
         *self.inflight.waiting.lock() = waiting;
         self.give_up(gone);
+    }
+
+    /// Puts down in a buffer that was taken up whether the driver has turned the write-back cache off. To be called when it has
+    /// written to the configuration space, and when it is reset.
+    pub fn keep_cache_mode(&self, negotiated: &Negotiated, buffer: &dyn InflightBuffer) {
+        buffer.set_mark(mark::WRITE_THROUGH, negotiated.has_turned_cache_off().into());
+    }
+
+    /// Turns the write-back cache off if the buffer says that the driver had it so when this disk was last served. A front-end does not
+    /// say it again, and its driver believes that what is answered is durable (D1). To be called when a buffer was taken up and when
+    /// features were accepted, in whatever order they come.
+    pub fn restore_cache_mode(&self, negotiated: &Negotiated, buffer: &dyn InflightBuffer) {
+        if buffer.mark(mark::WRITE_THROUGH) == 1 && self.is_ours(buffer) {
+            negotiated.turn_cache_off();
+        }
     }
 
     /// The front-end's buffer counts for nothing any more: its rings begin anew. Writes that waited to be made again in their old

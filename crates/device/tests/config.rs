@@ -350,7 +350,8 @@ fn d3_a_finish_and_a_reset_commit_their_zones() {
         (Request::zone_reset(start_of(3)), vec![]),
         (Request::zone_reset_all(), vec![]),
         (Request::zone_finish(start_of(2)), vec![finished(2)]),
-        (Request::zone_finish(start_of(2)), vec![]),
+        // It may be full by having been written: nobody has made that durable.
+        (Request::zone_finish(start_of(2)), vec![finished(2)]),
         (Request::zone_open(start_of(4)), vec![]),
         (Request::zone_close(start_of(4)), vec![]),
     ] {

@@ -19,6 +19,8 @@ pub struct DiskBackend(Arc<Disk>);
 pub struct DiskSession {
     disk: Arc<Disk>,
     negotiated: Arc<Negotiated>,
+    /// The front-end's buffer of requests under way, once it has shown one.
+    inflight: Option<Inflight>,
 }
 
 /// A queue with its worker, and what it was started with.
@@ -55,7 +57,7 @@ impl Backend for DiskBackend {
     }
 
     fn connect(&self, _: FrontendNotifier) -> DiskSession {
-        DiskSession { disk: Arc::clone(&self.0), negotiated: self.0.not_negotiated() }
+        DiskSession { disk: Arc::clone(&self.0), negotiated: self.0.not_negotiated(), inflight: None }
     }
 }
 
@@ -67,6 +69,9 @@ impl Session for DiskSession {
         self.negotiated = self.disk.not_negotiated();
         self.negotiated =
             self.disk.negotiate(features).map_err(|refused| FeaturesRefused::new(refused.to_string()))?;
+        if let Some(buffer) = &self.inflight {
+            self.disk.restore_cache_mode(&self.negotiated, &Buffer(buffer));
+        }
         Ok(())
     }
 
@@ -77,11 +82,15 @@ impl Session for DiskSession {
     fn write_config(&mut self, offset_bytes: u32, data: &[u8]) -> Result<(), ConfigRefused> {
         self.disk
             .write_config(&self.negotiated, offset_bytes, data)
-            .map_err(|refused| ConfigRefused::new(refused.to_string()))
+            .map_err(|refused| ConfigRefused::new(refused.to_string()))?;
+        self.keep_cache_mode();
+        Ok(())
     }
 
     fn use_inflight(&mut self, buffer: &Inflight) {
         self.disk.use_inflight(&Buffer(buffer));
+        self.disk.restore_cache_mode(&self.negotiated, &Buffer(buffer));
+        self.inflight = Some(buffer.clone());
     }
 
     fn start_queue(&mut self, index: u16, mut vring: Vring) -> Result<DiskQueue, StartError> {
@@ -120,6 +129,15 @@ impl Session for DiskSession {
     fn reset(&mut self) {
         self.disk.forget_inflight();
         self.negotiated = self.disk.not_negotiated();
+        self.keep_cache_mode();
+    }
+}
+
+impl DiskSession {
+    fn keep_cache_mode(&self) {
+        if let Some(buffer) = &self.inflight {
+            self.disk.keep_cache_mode(&self.negotiated, &Buffer(buffer));
+        }
     }
 }
 

@@ -10,10 +10,12 @@ mod common;
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::Duration;
 
 use common::{Daemon, Place, pattern, vzbd_fails, vzbd_ok};
-use virtio_zbd_spec::{Status, ZoneDescriptor, ZoneState};
-use virtio_zbd_testkit::{Client, Request};
+use vhost::vhost_user::VhostUserProtocolFeatures as Protocol;
+use virtio_zbd_spec::{BlkConfig, Status, ZoneDescriptor, ZoneState};
+use virtio_zbd_testkit::{Client, Handshake, Request};
 
 const ZONE_SECTORS: u64 = 2048;
 
@@ -207,4 +209,47 @@ fn read_only_writes_nothing_at_all() {
     let (status, log) = daemon.stop();
     assert!(status.success(), "{log}");
     assert!(std::fs::read(&image).unwrap() == before, "the file has changed");
+}
+
+/// QEMU shows its buffer first and then says its driver's features; others the other way round. Neither says again what the
+/// driver has written to the configuration space.
+#[test]
+fn d1_a_driver_that_has_turned_the_cache_off_has_it_off_after_a_kill() {
+    let place = Place::new();
+    let (image, socket) = (place.small_image(), place.path("sock"));
+    let writeback = u32::try_from(std::mem::offset_of!(BlkConfig, writeback)).unwrap();
+    let begin = |features_last: bool, buffer: Option<&_>| {
+        let daemon = Daemon::start(&image, &socket, &[]);
+        let mut handshake = Handshake::connect(&socket, Duration::from_secs(10)).unwrap();
+        handshake.set_owner().unwrap();
+        let offered = handshake.features().unwrap();
+        let wanted = Protocol::CONFIG | Protocol::REPLY_ACK | Protocol::INFLIGHT_SHMFD;
+        handshake.negotiate_protocol(wanted).unwrap();
+        let show = |handshake: &mut Handshake, now: bool| {
+            if let Some(buffer) = buffer.filter(|_| now) {
+                handshake.set_inflight(buffer).unwrap();
+            }
+        };
+        show(&mut handshake, features_last);
+        handshake.set_features(offered).unwrap();
+        show(&mut handshake, !features_last);
+        (daemon, handshake)
+    };
+    let mode = |handshake: &mut Handshake| handshake.config_bytes(writeback, 1).unwrap()[0];
+
+    let (daemon, mut handshake) = begin(true, None);
+    let buffer = handshake.inflight(1, 128).unwrap();
+    handshake.set_inflight(&buffer).unwrap();
+    assert_eq!(mode(&mut handshake), 1);
+    daemon.kill();
+    for features_last in [true, false] {
+        let (daemon, mut handshake) = begin(features_last, Some(&buffer));
+        assert_eq!(mode(&mut handshake), 1, "as it was");
+        handshake.set_config(writeback, &[0]).unwrap();
+        daemon.kill();
+        let (daemon, mut handshake) = begin(features_last, Some(&buffer));
+        assert_eq!(mode(&mut handshake), 0, "features last: {features_last}");
+        handshake.set_config(writeback, &[1]).unwrap();
+        daemon.kill();
+    }
 }

@@ -1,7 +1,8 @@
 //! The vhost-user protocol step by step, for tests that leave steps out or take them in another order.
 
+use std::fs::File;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -10,8 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
-use vhost::vhost_user::message::VhostUserConfigFlags;
-use vhost::vhost_user::message::VhostUserHeaderFlag;
+use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserInflight};
 use vhost::vhost_user::{Frontend, VhostUserFrontend, VhostUserProtocolFeatures};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use virtio_zbd_spec::{BlkConfig, DeviceStatus, Features};
@@ -125,6 +125,17 @@ impl Handshake {
     pub fn set_config(&mut self, offset_bytes: u32, bytes: &[u8]) -> Result<()> {
         let flags = VhostUserConfigFlags::WRITABLE;
         self.bounded("SET_CONFIG", |frontend| frontend.set_config(offset_bytes, flags, bytes))
+    }
+
+    /// GET_INFLIGHT_FD: a buffer for so many queues of so many entries, and how it is described. Needs INFLIGHT_SHMFD.
+    pub fn inflight(&mut self, queues: u16, queue_size: u16) -> Result<(VhostUserInflight, File)> {
+        let asked = VhostUserInflight::new(0, 0, queues, queue_size);
+        self.bounded("GET_INFLIGHT_FD", |frontend| frontend.get_inflight_fd(&asked))
+    }
+
+    /// SET_INFLIGHT_FD with what [`inflight`](Self::inflight) has returned, on this connection or another one.
+    pub fn set_inflight(&mut self, buffer: &(VhostUserInflight, File)) -> Result<()> {
+        self.bounded("SET_INFLIGHT_FD", |frontend| frontend.set_inflight_fd(&buffer.0, buffer.1.as_raw_fd()))
     }
 
     /// SET_MEM_TABLE with all regions of `ram`.
