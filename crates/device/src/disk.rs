@@ -168,11 +168,13 @@ impl Disk {
         }
         let mut now = vec![0; data.len()];
         self.read_config(negotiated, offset, &mut now);
-        let mut changed = (offset..=u32::MAX).zip(data.iter().zip(&now)).filter(|(_, (new, now))| new != now);
+        // No number is left for what lies past the last offset: that is nobody's byte either.
+        let offsets = (offset..=u32::MAX).map(Some).chain(std::iter::repeat(None));
+        let mut changed = offsets.zip(data.iter().zip(&now)).filter(|(_, (new, now))| new != now);
         match (changed.next(), changed.next()) {
             (None, _) => Ok(()),
-            (Some((offset, (new, _))), None) => negotiated.write_config(offset, &[*new]),
-            (Some(_), Some(_)) => Err(ConfigRefused { offset, len: data.len() }),
+            (Some((Some(offset), (new, _))), None) => negotiated.write_config(offset, &[*new]),
+            _ => Err(ConfigRefused { offset, len: data.len() }),
         }
     }
 

@@ -247,6 +247,10 @@ fn a_write_of_the_whole_configuration_is_of_what_changes_in_it() {
         }
     }
     assert_eq!(write(&[0, 0], u32::MAX), Ok(()), "beyond the end nothing is there to be changed");
+    // Nor past the last number that an offset can have.
+    for data in [&[0, 1][..], &[0, 1, 1], &[1, 0]] {
+        assert!(write(data, u32::MAX).is_err(), "{data:?}");
+    }
     assert_eq!(rig.config().writeback, 0);
 }
 
