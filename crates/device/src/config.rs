@@ -137,7 +137,7 @@ impl Negotiated {
     }
 
     /// The driver's features were refused, or it has none: it must not reach the disk.
-    pub(crate) fn is_refused(&self) -> bool {
+    pub fn is_refused(&self) -> bool {
         self.refused
     }
 
@@ -152,7 +152,7 @@ impl Negotiated {
     }
 
     /// As if the driver had written 0 to the writeback byte, where it may.
-    pub(crate) fn turn_cache_off(&self) {
+    pub fn turn_cache_off(&self) {
         if self.has(Features::CONFIG_WCE) {
             self.write_back.store(false, Ordering::Release);
         }

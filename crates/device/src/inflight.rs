@@ -243,7 +243,10 @@ impl Disk {
     /// change what another one's note means. They count if they are of this disk and the store has not gone back in time since.
     /// A write that has to be made again in its old place keeps its zone from being reset or finished until its queue
     /// is started, the buffer is replaced, or [`forget_inflight`](Self::forget_inflight) is called.
-    pub fn use_inflight(&self, buffer: &dyn InflightBuffer) {
+    ///
+    /// Returns whether the driver had turned the write-back cache off when an earlier process served it. Its front-end does not say it
+    /// again, and the driver believes that what is answered is durable (D1): [`Negotiated::turn_cache_off`].
+    pub fn use_inflight(&self, buffer: &dyn InflightBuffer) -> bool {
         let before = std::mem::take(&mut *self.inflight.waiting.lock());
         let is_ours = self.is_ours(buffer);
         if !is_ours {
@@ -251,6 +254,7 @@ impl Disk {
             buffer.set_mark(mark::WRITE_THROUGH, 0);
         }
         let is_this_run = is_ours && buffer.mark(mark::RUN) == self.inflight.run;
+        let cache_was_off = is_ours && !is_this_run && buffer.mark(mark::WRITE_THROUGH) == 1;
         let mut waiting = Vec::new();
         let heads = (0..buffer.queue_count()).flat_map(|q| (0..buffer.queue_size()).map(move |h| (q, h)));
         for (queue, head) in heads {
@@ -297,21 +301,13 @@ impl Disk {
         let gone = before.into_iter().filter(|write| !waiting.contains(write)).collect();
         *self.inflight.waiting.lock() = waiting;
         self.give_up(gone);
+        cache_was_off
     }
 
-    /// Puts down in a buffer that was taken up whether the driver has turned the write-back cache off. To be called when it has
-    /// written to the configuration space, and when it is reset.
+    /// Puts down in a buffer that was taken up whether the driver has turned the write-back cache off. To be called when its features
+    /// were accepted, when it has written to the configuration space, and when it is reset.
     pub fn keep_cache_mode(&self, negotiated: &Negotiated, buffer: &dyn InflightBuffer) {
         buffer.set_mark(mark::WRITE_THROUGH, negotiated.has_turned_cache_off().into());
-    }
-
-    /// Turns the write-back cache off if the buffer says that the driver had it so when this disk was last served. A front-end does not
-    /// say it again, and its driver believes that what is answered is durable (D1). To be called when a buffer was taken up and when
-    /// features were accepted, in whatever order they come.
-    pub fn restore_cache_mode(&self, negotiated: &Negotiated, buffer: &dyn InflightBuffer) {
-        if buffer.mark(mark::WRITE_THROUGH) == 1 && self.is_ours(buffer) {
-            negotiated.turn_cache_off();
-        }
     }
 
     /// The front-end's buffer counts for nothing any more: its rings begin anew. Writes that waited to be made again in their old

@@ -21,6 +21,8 @@ pub struct DiskSession {
     negotiated: Arc<Negotiated>,
     /// The front-end's buffer of requests under way, once it has shown one.
     inflight: Option<Inflight>,
+    /// The driver had turned the write-back cache off when an earlier process served it, and has not said otherwise since.
+    cache_was_off: bool,
 }
 
 /// A queue with its worker, and what it was started with.
@@ -57,7 +59,12 @@ impl Backend for DiskBackend {
     }
 
     fn connect(&self, _: FrontendNotifier) -> DiskSession {
-        DiskSession { disk: Arc::clone(&self.0), negotiated: self.0.not_negotiated(), inflight: None }
+        DiskSession {
+            disk: Arc::clone(&self.0),
+            negotiated: self.0.not_negotiated(),
+            inflight: None,
+            cache_was_off: false,
+        }
     }
 }
 
@@ -69,9 +76,7 @@ impl Session for DiskSession {
         self.negotiated = self.disk.not_negotiated();
         self.negotiated =
             self.disk.negotiate(features).map_err(|refused| FeaturesRefused::new(refused.to_string()))?;
-        if let Some(buffer) = &self.inflight {
-            self.disk.restore_cache_mode(&self.negotiated, &Buffer(buffer));
-        }
+        self.restore_cache_mode();
         Ok(())
     }
 
@@ -83,14 +88,15 @@ impl Session for DiskSession {
         self.disk
             .write_config(&self.negotiated, offset_bytes, data)
             .map_err(|refused| ConfigRefused::new(refused.to_string()))?;
+        self.cache_was_off = false;
         self.keep_cache_mode();
         Ok(())
     }
 
     fn use_inflight(&mut self, buffer: &Inflight) {
-        self.disk.use_inflight(&Buffer(buffer));
-        self.disk.restore_cache_mode(&self.negotiated, &Buffer(buffer));
+        self.cache_was_off = self.disk.use_inflight(&Buffer(buffer));
         self.inflight = Some(buffer.clone());
+        self.restore_cache_mode();
     }
 
     fn start_queue(&mut self, index: u16, mut vring: Vring) -> Result<DiskQueue, StartError> {
@@ -129,11 +135,23 @@ impl Session for DiskSession {
     fn reset(&mut self) {
         self.disk.forget_inflight();
         self.negotiated = self.disk.not_negotiated();
+        self.cache_was_off = false;
         self.keep_cache_mode();
     }
 }
 
 impl DiskSession {
+    /// The buffer and the features come in either order: the later one finds both.
+    fn restore_cache_mode(&self) {
+        if self.negotiated.is_refused() {
+            return;
+        }
+        if self.cache_was_off {
+            self.negotiated.turn_cache_off();
+        }
+        self.keep_cache_mode();
+    }
+
     fn keep_cache_mode(&self) {
         if let Some(buffer) = &self.inflight {
             self.disk.keep_cache_mode(&self.negotiated, &Buffer(buffer));
