@@ -79,7 +79,7 @@ impl Disk {
     /// # Errors
     /// The store's zone states can't be, a value does not fit the protocol, or no thread could be started.
     pub fn new(store: Arc<dyn Store>, config: DiskConfig) -> Result<Arc<Self>, DiskError> {
-        let geometry = store.geometry().copied();
+        let geometry = store.geometry();
         let zones = match geometry {
             Some(geometry) => {
                 let most_bytes = u64::from(SEG_MAX) * u64::from(SIZE_MAX_BYTES);

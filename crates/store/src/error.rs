@@ -84,6 +84,14 @@ pub enum StoreError {
     /// What was done to the disk could not be written down any more.
     #[error("{name}: the recording ends before the disk was closed ({first})")]
     RecordingEnded { name: String, first: String },
+    /// It can't be made longer.
+    #[error("{name} can't grow: {why}")]
+    NoGrowth { name: String, why: String },
+    /// A disk may become longer, not shorter: what is behind its new end would be gone, and its driver would not know.
+    #[error(
+        "{name} has {capacity_sectors} sectors of 512 bytes and can't be made shorter ({wanted_sectors}): zones would be lost, and what is in them"
+    )]
+    Shrunk { name: String, capacity_sectors: u64, wanted_sectors: u64 },
     /// The disk is too long to be held in memory.
     #[error("a disk of {capacity_bytes} bytes can't be held in memory: {source}")]
     Memory { capacity_bytes: u64, r#source: io::Error },

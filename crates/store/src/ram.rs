@@ -86,8 +86,8 @@ impl Store for RamStore {
         self.memory.capacity_bytes
     }
 
-    fn geometry(&self) -> Option<&Geometry> {
-        self.zones.as_ref().map(|(geometry, _)| geometry)
+    fn geometry(&self) -> Option<Geometry> {
+        self.zones.as_ref().map(|(geometry, _)| *geometry)
     }
 
     fn identity(&self) -> Identity {

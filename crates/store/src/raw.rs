@@ -94,7 +94,7 @@ impl Store for RawStore {
         self.capacity_bytes
     }
 
-    fn geometry(&self) -> Option<&Geometry> {
+    fn geometry(&self) -> Option<Geometry> {
         None
     }
 

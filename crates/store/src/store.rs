@@ -17,11 +17,11 @@ use crate::lane::{EngineChoice, Lane};
 /// [`commit`](Self::commit) has returned. The store makes durable what it is told to, in an order that leaves
 /// a good disk whenever the process or the machine stops, and never panics on what it finds on its medium.
 pub trait Store: Send + Sync {
-    /// Length of the disk.
+    /// Length of the disk at the moment: see [`grow`](Self::grow).
     fn capacity_bytes(&self) -> u64;
 
-    /// The zones; `None`: a plain disk without zones.
-    fn geometry(&self) -> Option<&Geometry>;
+    /// The zones at the moment; `None`: a plain disk without zones.
+    fn geometry(&self) -> Option<Geometry>;
 
     /// What the disk calls itself.
     fn identity(&self) -> Identity;
@@ -65,6 +65,24 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// The flush failed: the disk is left as after a kill.
     fn close(&self) -> Result<(), StoreError>;
+
+    /// Makes the disk `capacity_sectors` long: zones are added at its end, and a last zone that is shorter than the others grows
+    /// first. Durable when it returns; whenever the process or the machine stops in between, the next opening finds the disk
+    /// as it was or as it is to be, whole. Lanes that are open reach the new sectors, too.
+    ///
+    /// May be called while queues run. The new zones are as on a disk that was never used, every other one keeps its state, and
+    /// nothing is [published](Self::publish) of a new zone before this has returned. Calls wait for one another and for commits.
+    ///
+    /// # Errors
+    /// The disk would become shorter, or can't grow that far or at all; the medium's. It is as before, unless nothing can be made durable any
+    /// more: then the next opening finds one of the two.
+    fn grow(&self, capacity_sectors: u64) -> Result<(), StoreError> {
+        let _ = capacity_sectors;
+        Err(StoreError::NoGrowth {
+            name: self.identity().description,
+            why: "disks of its kind can't".to_owned(),
+        })
+    }
 
     /// Ends the store as a power cut would that leaves the zones in `states`, one for each, as a restart finds them, and the
     /// sectors as they are. The lanes must be gone. Whoever opens it next finds that the machine was stopped. What lies

@@ -487,7 +487,7 @@ fn random_damage_never_panics_and_never_writes_before_all_is_checked() {
                 opened += 1;
                 assert_eq!(store.initial_states().len(), 20);
                 for (zone, state) in (0..).zip(store.initial_states()) {
-                    state.check(store.geometry().unwrap(), zone).unwrap();
+                    state.check(&store.geometry().unwrap(), zone).unwrap();
                 }
                 store.close().unwrap();
             }

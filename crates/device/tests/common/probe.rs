@@ -68,7 +68,7 @@ impl Probe {
 
     /// The zones are found in these states: the first ones as given, the rest as new.
     pub(crate) fn found_in(self, states: impl Fn(u32) -> Option<ZoneState>) -> Self {
-        let geometry = *self.inner.geometry().unwrap();
+        let geometry = self.inner.geometry().unwrap();
         let of = |zone| states(zone).unwrap_or_else(|| ZoneState::new(&geometry, zone));
         let states = (0..geometry.zone_count()).map(of).collect();
         Self { states: Some(states), ..self }
@@ -114,8 +114,8 @@ impl Store for Probe {
         self.len_bytes.or(by_shape).unwrap_or_else(|| self.inner.capacity_bytes())
     }
 
-    fn geometry(&self) -> Option<&Geometry> {
-        self.geometry.as_ref().or(self.inner.geometry())
+    fn geometry(&self) -> Option<Geometry> {
+        self.geometry.or(self.inner.geometry())
     }
 
     fn identity(&self) -> Identity {

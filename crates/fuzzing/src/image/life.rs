@@ -25,7 +25,7 @@ impl Life {
     /// Takes up an image with these states and sectors.
     pub(super) fn new(store: Arc<ImageStore>, states: Vec<ZoneState>, data: Vec<u8>) -> Self {
         let lane = store.open_lane(EngineChoice::Sync).unwrap();
-        let geometry = *store.geometry().unwrap();
+        let geometry = store.geometry().unwrap();
         Self { store, lane, geometry, durable: states.clone(), now: states, data, marks: 0 }
     }
 

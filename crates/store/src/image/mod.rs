@@ -294,8 +294,8 @@ impl Store for ImageStore {
         self.layout.data.end - self.layout.data.start
     }
 
-    fn geometry(&self) -> Option<&Geometry> {
-        Some(&self.geometry)
+    fn geometry(&self) -> Option<Geometry> {
+        Some(self.geometry)
     }
 
     fn identity(&self) -> Identity {

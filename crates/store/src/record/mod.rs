@@ -89,7 +89,7 @@ impl Recorder {
         }
         let shape = || Shape {
             capacity_bytes: store.capacity_bytes(),
-            geometry: store.geometry().copied(),
+            geometry: store.geometry(),
             states: store.initial_states(),
         };
         let log = options.log.map(|path| start_log(&*store, path, &shape())).transpose()?;
@@ -133,7 +133,7 @@ impl Store for Recorder {
         self.inner.capacity_bytes()
     }
 
-    fn geometry(&self) -> Option<&Geometry> {
+    fn geometry(&self) -> Option<Geometry> {
         self.inner.geometry()
     }
 

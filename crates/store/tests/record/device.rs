@@ -34,7 +34,7 @@ impl Store for Gated {
     fn capacity_bytes(&self) -> u64 {
         self.inner.capacity_bytes()
     }
-    fn geometry(&self) -> Option<&Geometry> {
+    fn geometry(&self) -> Option<Geometry> {
         self.inner.geometry()
     }
     fn identity(&self) -> Identity {
