@@ -7,7 +7,7 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 use crate::error::{Error, ProbeError};
 
 /// How often a configuration that changes under the reader is read again. A disk grows now and then, not at each read.
-const ATTEMPTS: usize = 64;
+pub(crate) const ATTEMPTS: usize = 64;
 
 /// Where the writeback field is, a byte (5.2.4).
 pub(crate) const WRITEBACK_OFFSET: usize = 32;

@@ -117,6 +117,13 @@ pub enum Wrong {
         /// What it could write at most.
         room_bytes: u64,
     },
+    /// The device wrote into what it may only read, or into nothing that it was lent. Only a [raw](crate::raw) device is looked at
+    /// that closely.
+    #[error("the device wrote beside the writable pieces of a request on queue {queue}")]
+    WrittenBeside {
+        /// The queue.
+        queue: u16,
+    },
     /// A read is said to be done, and less was written than was asked for.
     #[error("a request is said to be done with {found_bytes} bytes written, expected {expected_bytes}")]
     UsedShort {

@@ -42,6 +42,7 @@ mod error;
 mod life;
 mod limits;
 mod probe;
+pub mod raw;
 mod report;
 mod ring;
 mod sync;

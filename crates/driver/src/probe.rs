@@ -90,10 +90,11 @@ pub(crate) fn probe<H: Hal, T: Transport, B: Buffer>(
     Ok(disk)
 }
 
-const DRIVEN: DeviceStatus = DeviceStatus::ACKNOWLEDGE.union(DeviceStatus::DRIVER);
+/// The status of a device that its driver has begun with.
+pub(crate) const DRIVEN: DeviceStatus = DeviceStatus::ACKNOWLEDGE.union(DeviceStatus::DRIVER);
 
 /// Says that the driver has given up on the device (R4).
-fn fail<T: Transport>(transport: &mut T) {
+pub(crate) fn fail<T: Transport>(transport: &mut T) {
     let status = transport.get_status();
     transport.set_status(status | DeviceStatus::FAILED);
 }

@@ -366,6 +366,6 @@ impl<H: Hal, T: Transport, B: Buffer> VirtioBlk<H, T, B> {
 
 /// Whether the device's status is looked at after this many waits. A look costs an exit to the VMM: seldom while an answer
 /// is likely to come, then regularly.
-fn is_time_to_look(turn: u64) -> bool {
+pub(crate) fn is_time_to_look(turn: u64) -> bool {
     (turn >= 64 && turn.is_power_of_two() && turn.ilog2().is_multiple_of(3)) || turn.is_multiple_of(1 << 16)
 }

@@ -18,7 +18,7 @@ use virtio_drivers::{BufferDirection, Hal, PAGE_SIZE, PhysAddr};
 use crate::command::Buffer;
 
 /// Pages shared with the device, zeroed at first.
-pub(super) struct Area<H: Hal> {
+pub(crate) struct Area<H: Hal> {
     paddr: PhysAddr,
     start: NonNull<u8>,
     pages: usize,
@@ -30,38 +30,38 @@ unsafe impl<H: Hal> Send for Area<H> {}
 
 impl<H: Hal> Area<H> {
     /// At least `len_bytes`; `None` where there is no memory.
-    pub(super) fn new(len_bytes: usize, direction: BufferDirection) -> Option<Self> {
+    pub(crate) fn new(len_bytes: usize, direction: BufferDirection) -> Option<Self> {
         let pages = len_bytes.div_ceil(PAGE_SIZE).max(1);
         let (paddr, start) = H::dma_alloc(pages, direction);
         // By `virtio-drivers`' convention no memory is the address 0.
         (paddr != 0).then(|| Self { paddr, start, pages, hal: PhantomData })
     }
 
-    pub(super) fn len_bytes(&self) -> usize {
+    pub(crate) fn len_bytes(&self) -> usize {
         self.pages * PAGE_SIZE
     }
 
     /// Where the device finds the byte at `offset`.
-    pub(super) fn paddr(&self, offset: usize) -> PhysAddr {
+    pub(crate) fn paddr(&self, offset: usize) -> PhysAddr {
         self.paddr + offset as PhysAddr
     }
 
     /// Writes bytes that the device reads only after an index was stored behind them.
-    pub(super) fn write(&mut self, offset: usize, bytes: &[u8]) {
+    pub(crate) fn write(&mut self, offset: usize, bytes: &[u8]) {
         let to = self.at(offset, bytes.len());
         // SAFETY: `at` checked that the bytes lie in the area; `bytes` is a reference and so lies elsewhere.
         unsafe { to.copy_from_nonoverlapping(NonNull::from_ref(bytes).cast(), bytes.len()) };
     }
 
     /// Reads what the device may have written.
-    pub(super) fn read<const N: usize>(&self, offset: usize) -> [u8; N] {
+    pub(crate) fn read<const N: usize>(&self, offset: usize) -> [u8; N] {
         let from = self.at(offset, N);
         // SAFETY: `at` checked that the bytes lie in the area; an array of bytes needs no alignment.
         unsafe { from.cast::<[u8; N]>().read_volatile() }
     }
 
     /// A ring's index or flags word, little-endian.
-    pub(super) fn word(&self, offset: usize) -> &AtomicU16 {
+    pub(crate) fn word(&self, offset: usize) -> &AtomicU16 {
         let at = self.at(offset, size_of::<u16>());
         assert!(offset.is_multiple_of(align_of::<AtomicU16>()), "the words of a ring are aligned");
         // SAFETY: in the area, aligned (areas begin at a page), alive as long as `self`; both sides access these

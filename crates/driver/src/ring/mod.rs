@@ -7,19 +7,21 @@
 //! request. The transport and the host's memory are `virtio-drivers`' all the same.
 
 mod memory;
+mod split;
 
 use alloc::vec::Vec;
-use core::sync::atomic::{Ordering, fence};
 
 use virtio_drivers::transport::Transport;
 use virtio_drivers::{BufferDirection, Hal, PhysAddr};
-use virtio_zbd_spec::ring as layout;
-use virtio_zbd_spec::{Descriptor, DescriptorFlags, Features, OutHeader, RequestType};
+use virtio_zbd_spec::{DescriptorFlags, Features, OutHeader, RequestType};
 use zerocopy::IntoBytes;
 
 use crate::command::{Buffer, Header};
 use crate::error::{Error, ProbeError, Wrong};
-use memory::{Area, Loan};
+use memory::Loan;
+
+pub(crate) use memory::Area;
+pub(crate) use split::{DESCRIPTOR_LEN_BYTES, Piece, Split, descriptor};
 
 /// The shallowest queue that carries a request: header, one segment of data, in-header.
 const DEPTH_MIN: u16 = 4;
@@ -36,7 +38,6 @@ const SLOT_DESCRIPTORS: usize = 4;
 const RANGE_LEN_BYTES: usize = 16;
 /// The longest in-header: an append's sector and the status.
 const IN_HEADER_LEN_BYTES: usize = 9;
-const DESCRIPTOR_LEN_BYTES: usize = size_of::<Descriptor>();
 const _: () = assert!(IN_HEADER_OFFSET + IN_HEADER_LEN_BYTES <= SLOT_LEN_BYTES);
 
 /// The deepest queue of at most `wanted` descriptors that a device with room for `device_max` takes.
@@ -81,18 +82,9 @@ struct Flight<H: Hal, B: Buffer> {
 ///
 /// To be dropped, or emptied with [`Ring::take_back`], only after the device was reset: until then it may write.
 pub(crate) struct Ring<H: Hal, B: Buffer> {
-    index: u16,
-    depth: u16,
+    split: Split<H>,
     indirect: bool,
-    event_idx: bool,
-    /// Whether the device is to interrupt.
-    interrupts: bool,
     segment_len_bytes: usize,
-    /// Descriptor table and available ring.
-    driver_area: Area<H>,
-    avail_offset: usize,
-    /// Used ring.
-    device_area: Area<H>,
     slots: Area<H>,
     /// Longer indirect tables, by head, kept for the next request that needs one.
     tables: Vec<Option<Area<H>>>,
@@ -100,17 +92,7 @@ pub(crate) struct Ring<H: Hal, B: Buffer> {
     flights: Vec<Option<Flight<H, B>>>,
     /// Lists of segments to be used again, by head.
     segments: Vec<Vec<PhysAddr>>,
-    /// The chain of free descriptors, and of those in a direct chain. Never read from where the device can write.
-    next: Vec<u16>,
-    free_head: u16,
-    free: u16,
     in_flight: u16,
-    avail_idx: u16,
-    /// The available index when the device was last told, or was found not to want to be.
-    told_idx: u16,
-    used_idx: u16,
-    /// Where the device was last asked to interrupt.
-    used_event: Option<u16>,
 }
 
 impl<H: Hal, B: Buffer> Ring<H, B> {
@@ -122,44 +104,18 @@ impl<H: Hal, B: Buffer> Ring<H, B> {
         features: Features,
         segment_len_bytes: usize,
     ) -> Result<Self, Error> {
-        if transport.queue_used(index) {
-            return Err(Error::Transport(virtio_drivers::Error::AlreadyUsed));
-        }
-        let avail_offset = bytes(layout::descriptor_table_len_bytes(depth));
-        let driver_len_bytes = avail_offset + bytes(layout::avail_ring_len_bytes(depth));
-        let area = |len_bytes, direction| Area::new(len_bytes, direction).ok_or(Error::NoMemory);
-        let driver_area = area(driver_len_bytes, BufferDirection::DriverToDevice)?;
-        let device_area = area(bytes(layout::used_ring_len_bytes(depth)), BufferDirection::DeviceToDriver)?;
-        let slots = area(usize::from(depth) * SLOT_LEN_BYTES, BufferDirection::Both)?;
-        transport.queue_set(
-            index,
-            depth.into(),
-            driver_area.paddr(0),
-            driver_area.paddr(avail_offset),
-            device_area.paddr(0),
-        );
+        // Before the device is told where the rings are: they would have to stay there until its reset.
+        let slots = Area::new(usize::from(depth) * SLOT_LEN_BYTES, BufferDirection::Both);
+        let slots = slots.ok_or(Error::NoMemory)?;
         Ok(Self {
-            index,
-            depth,
+            split: Split::new(transport, index, depth, features)?,
             indirect: features.contains(Features::INDIRECT_DESC),
-            event_idx: features.contains(Features::EVENT_IDX),
-            interrupts: true,
             segment_len_bytes: segment_len_bytes.max(1),
-            driver_area,
-            avail_offset,
-            device_area,
             slots,
             tables: (0..depth).map(|_| None).collect(),
             flights: (0..depth).map(|_| None).collect(),
             segments: (0..depth).map(|_| Vec::new()).collect(),
-            next: (1..=depth).collect(),
-            free_head: 0,
-            free: depth,
             in_flight: 0,
-            avail_idx: 0,
-            told_idx: 0,
-            used_idx: 0,
-            used_event: None,
         })
     }
 
@@ -183,7 +139,7 @@ impl<H: Hal, B: Buffer> Ring<H, B> {
         let chain = 2 + usize::from(header.range.is_some()) + data;
         let descriptors = match u16::try_from(chain) {
             // 2.7.5.3.1: an indirect table is no longer than the queue, either.
-            Ok(chain) if chain <= self.depth => {
+            Ok(chain) if chain <= self.split.depth() => {
                 if self.indirect {
                     1
                 } else {
@@ -192,10 +148,10 @@ impl<H: Hal, B: Buffer> Ring<H, B> {
             }
             _ => return Err((Error::QueueFull, buffer)),
         };
-        if descriptors > self.free {
+        if descriptors > self.split.free() {
             return Err((Error::QueueFull, buffer));
         }
-        let head = self.free_head;
+        let head = self.split.free_head();
         if self.indirect && !self.table_for(head, chain) {
             return Err((Error::NoMemory, buffer));
         }
@@ -217,72 +173,42 @@ impl<H: Hal, B: Buffer> Ring<H, B> {
             room_bytes: data_bytes + header.kind.in_header_len_bytes() as u64,
         });
         self.in_flight += 1;
-        self.publish(head);
         Ok(())
     }
 
     /// Takes back the memory of the next request that the device is done with.
     pub(crate) fn pop(&mut self) -> Result<Option<Landed<B>>, Error> {
-        if !self.can_pop() {
-            return Ok(None);
-        }
-        // Read once more, and from here on not again: the index is the device's, which may change its mind.
-        let (queue, done) = (self.index, self.done());
-        if done == 0 {
-            return Ok(None);
-        }
-        if done > self.in_flight {
-            return Err(Wrong::UsedIdx { queue, done, in_flight: self.in_flight }.into());
-        }
-        let entry = usize::from(self.used_idx % self.depth) * 8 + bytes(layout::USED_ENTRIES_OFFSET_BYTES);
-        let id = u32::from_le_bytes(self.device_area.read(entry));
-        let found_bytes = u32::from_le_bytes(self.device_area.read(entry + 4));
-        let head = u16::try_from(id).ok().filter(|head| *head < self.depth);
+        let Some(used) = self.split.peek(self.in_flight)? else { return Ok(None) };
+        let head = u16::try_from(used.id).ok().filter(|head| *head < self.split.depth());
         let room_bytes = head.and_then(|head| Some(self.flights[usize::from(head)].as_ref()?.room_bytes));
         let (Some(head), Some(room_bytes)) = (head, room_bytes) else {
-            return Err(Wrong::UsedId { queue, id }.into());
+            return Err(Wrong::UsedId { queue: self.split.index(), id: used.id }.into());
         };
-        if u64::from(found_bytes) > room_bytes {
-            return Err(Wrong::UsedLen { found_bytes, room_bytes }.into());
+        if u64::from(used.len_bytes) > room_bytes {
+            return Err(Wrong::UsedLen { found_bytes: used.len_bytes, room_bytes }.into());
         }
-        self.used_idx = self.used_idx.wrapping_add(1);
-        Ok(self.land(head, found_bytes))
+        self.split.pop();
+        Ok(self.land(head, used.len_bytes))
     }
 
     /// Whether there is something to pop. Where there is nothing, the device was asked to interrupt.
     pub(crate) fn can_pop(&mut self) -> bool {
-        self.done() != 0 || (self.asks_anew_for_interrupt() && self.done() != 0)
+        self.split.can_pop()
     }
 
-    /// Whether the device wants to hear of what was pushed since this was last asked (2.7.13.4.1, 2.7.10).
+    /// Whether the device wants to hear of what was pushed since this was last asked.
     pub(crate) fn wants_notification(&mut self) -> bool {
-        // The index must be seen before the device's word is read, or both sides fall asleep.
-        fence(Ordering::SeqCst);
-        let pushed = self.avail_idx.wrapping_sub(self.told_idx);
-        self.told_idx = self.avail_idx;
-        if self.event_idx {
-            let event =
-                self.device_word(layout::avail_event_offset_bytes(self.depth)).load(Ordering::Relaxed);
-            // The device asked for the moment when the index passes `event`.
-            self.avail_idx.wrapping_sub(u16::from_le(event)).wrapping_sub(1) < pushed
-        } else {
-            let flags = self.device_word(layout::USED_FLAGS_OFFSET_BYTES).load(Ordering::Relaxed);
-            pushed != 0 && u16::from_le(flags) & layout::USED_F_NO_NOTIFY == 0
-        }
+        self.split.wants_notification()
     }
 
     /// Says whether the device should interrupt when it is done with a request.
     pub(crate) fn set_interrupts(&mut self, wanted: bool) {
-        self.interrupts = wanted;
-        if !self.event_idx {
-            self.set_avail_flags(if wanted { 0 } else { layout::AVAIL_F_NO_INTERRUPT });
-        }
-        // With EVENT_IDX the word is moved by `pop` alone. Once passed, it is not met again for 65,535 requests.
+        self.split.set_interrupts(wanted);
     }
 
     /// Takes back everything that is lent. Only after the device was reset: nothing can be in flight after that.
     pub(crate) fn take_back(&mut self) -> Vec<Landed<B>> {
-        (0..self.depth).filter_map(|head| self.land(head, 0)).collect()
+        (0..self.split.depth()).filter_map(|head| self.land(head, 0)).collect()
     }
 
     /// Ends the flight under `head` and frees its descriptors.
@@ -303,13 +229,7 @@ impl<H: Hal, B: Buffer> Ring<H, B> {
         let in_header: [u8; IN_HEADER_LEN_BYTES] =
             self.slots.read(usize::from(head) * SLOT_LEN_BYTES + IN_HEADER_OFFSET);
         let [sector @ .., _] = in_header;
-        let mut last = head;
-        for _ in 1..flight.descriptors {
-            last = self.next[usize::from(last)];
-        }
-        self.next[usize::from(last)] = self.free_head;
-        self.free_head = head;
-        self.free += flight.descriptors;
+        self.split.release(head, flight.descriptors);
         self.in_flight -= 1;
         Some(Landed {
             serial: flight.serial,
@@ -349,7 +269,7 @@ impl<H: Hal, B: Buffer> Ring<H, B> {
         self.slots.write(slot + IN_HEADER_OFFSET, &[u8::MAX; IN_HEADER_LEN_BYTES]);
     }
 
-    /// Writes the descriptors of a request, into the ring's table or into an indirect one.
+    /// Writes the descriptors of a request, into the ring's table or into an indirect one, and shows it to the device.
     fn write_chain(&mut self, head: u16, chain: usize, header: Header, loan: Option<&Loan<H, B>>) {
         let slot = usize::from(head) * SLOT_LEN_BYTES;
         let parts =
@@ -366,79 +286,25 @@ impl<H: Hal, B: Buffer> Ring<H, B> {
         let pieces = core::iter::once((out_header, read))
             .chain(range.map(|range| (range, read)))
             .chain(loan.into_iter().flat_map(Loan::segments).map(|segment| (segment, data)))
-            .chain(core::iter::once((in_header, DescriptorFlags::WRITE)));
-        let mut at = head;
-        for (number, ((paddr, len_bytes), flags)) in pieces.enumerate() {
-            let last = number + 1 == chain;
-            let flags = if last { flags } else { flags | DescriptorFlags::NEXT };
-            if self.indirect {
-                let next = if last { 0 } else { u16::try_from(number + 1).unwrap_or(0) };
-                let descriptor = descriptor(paddr, len_bytes, flags, next);
-                let offset = number * DESCRIPTOR_LEN_BYTES;
-                match &mut self.tables[usize::from(head)] {
-                    Some(table) if chain > SLOT_DESCRIPTORS => table.write(offset, descriptor.as_bytes()),
-                    _ => self.slots.write(slot + offset, descriptor.as_bytes()),
-                }
-            } else {
-                let next = self.next[usize::from(at)];
-                let descriptor = descriptor(paddr, len_bytes, flags, if last { 0 } else { next });
-                self.driver_area.write(usize::from(at) * DESCRIPTOR_LEN_BYTES, descriptor.as_bytes());
-                at = next;
-                self.free_head = next;
-                self.free -= 1;
+            .chain(core::iter::once((in_header, DescriptorFlags::WRITE)))
+            .map(|((paddr, len_bytes), flags)| (paddr, len_bytes, flags));
+        if !self.indirect {
+            self.split.push(chain, pieces);
+            return;
+        }
+        let mut table = self.tables[usize::from(head)].as_mut().filter(|_| chain > SLOT_DESCRIPTORS);
+        for (number, (paddr, len_bytes, flags)) in pieces.enumerate() {
+            let next = u16::try_from(number + 1).ok().filter(|next| usize::from(*next) < chain);
+            let descriptor = descriptor(paddr, len_bytes, flags, next);
+            let offset = number * DESCRIPTOR_LEN_BYTES;
+            match &mut table {
+                Some(table) => table.write(offset, descriptor.as_bytes()),
+                None => self.slots.write(slot + offset, descriptor.as_bytes()),
             }
         }
-        if self.indirect {
-            let table = match &self.tables[usize::from(head)] {
-                Some(table) if chain > SLOT_DESCRIPTORS => table.paddr(0),
-                _ => self.slots.paddr(slot),
-            };
-            let descriptor = descriptor(table, chain * DESCRIPTOR_LEN_BYTES, DescriptorFlags::INDIRECT, 0);
-            self.driver_area.write(usize::from(head) * DESCRIPTOR_LEN_BYTES, descriptor.as_bytes());
-            self.free_head = self.next[usize::from(head)];
-            self.free -= 1;
-        }
-    }
-
-    /// Shows a chain to the device (2.7.13.1–2.7.13.3).
-    fn publish(&mut self, head: u16) {
-        let entry = usize::from(self.avail_idx % self.depth) * size_of::<u16>();
-        let offset = self.avail_offset + bytes(layout::AVAIL_ENTRIES_OFFSET_BYTES) + entry;
-        self.driver_area.word(offset).store(head.to_le(), Ordering::Relaxed);
-        self.avail_idx = self.avail_idx.wrapping_add(1);
-        // Release: whoever sees the index sees what it stands for.
-        let idx = self.driver_area.word(self.avail_offset + bytes(layout::AVAIL_IDX_OFFSET_BYTES));
-        idx.store(self.avail_idx.to_le(), Ordering::Release);
-    }
-
-    /// How many requests the device says it is done with that were not popped.
-    fn done(&self) -> u16 {
-        let used_idx = self.device_word(layout::USED_IDX_OFFSET_BYTES).load(Ordering::Acquire);
-        u16::from_le(used_idx).wrapping_sub(self.used_idx)
-    }
-
-    /// Has the device interrupt at the next request that it is done with (2.7.7), before its driver goes to sleep. True
-    /// where one more look is needed: what was done before the device saw the word does not interrupt.
-    fn asks_anew_for_interrupt(&mut self) -> bool {
-        if !self.interrupts || !self.event_idx || self.used_event == Some(self.used_idx) {
-            return false;
-        }
-        self.used_event = Some(self.used_idx);
-        let offset = self.avail_offset + bytes(layout::used_event_offset_bytes(self.depth));
-        self.driver_area.word(offset).store(self.used_idx.to_le(), Ordering::Relaxed);
-        fence(Ordering::SeqCst);
-        true
-    }
-
-    fn set_avail_flags(&mut self, flags: u16) {
-        let offset = self.avail_offset + bytes(layout::AVAIL_FLAGS_OFFSET_BYTES);
-        self.driver_area.word(offset).store(flags.to_le(), Ordering::Relaxed);
-        // The look for completions that follows must not overtake this.
-        fence(Ordering::SeqCst);
-    }
-
-    fn device_word(&self, offset: u64) -> &core::sync::atomic::AtomicU16 {
-        self.device_area.word(bytes(offset))
+        let paddr = table.map_or(self.slots.paddr(slot), |table| table.paddr(0));
+        let table: Piece = (paddr, chain * DESCRIPTOR_LEN_BYTES, DescriptorFlags::INDIRECT);
+        self.split.push(1, core::iter::once(table));
     }
 }
 
@@ -455,19 +321,4 @@ fn direction(kind: RequestType) -> BufferDirection {
         RequestType::In | RequestType::GetId | RequestType::ZoneReport => BufferDirection::DeviceToDriver,
         _ => BufferDirection::DriverToDevice,
     }
-}
-
-fn descriptor(paddr: PhysAddr, len_bytes: usize, flags: DescriptorFlags, next: u16) -> Descriptor {
-    Descriptor {
-        addr: paddr.into(),
-        // A segment is at most 1 GiB (`Limits`), a table at most 16 KiB.
-        len: u32::try_from(len_bytes).unwrap_or(u32::MAX).into(),
-        flags: flags.bits().into(),
-        next: next.into(),
-    }
-}
-
-/// A length from the specification's formulas, which are in `u64`.
-fn bytes(len_bytes: u64) -> usize {
-    usize::try_from(len_bytes).unwrap_or(usize::MAX)
 }

@@ -3,6 +3,7 @@
 use virtio_zbd_spec::{RequestType, Status};
 
 use super::disk::Answer;
+use super::ring::Piece;
 
 /// A request as it lay in the ring.
 #[derive(Clone, Debug)]
@@ -19,6 +20,8 @@ pub struct Request {
     pub data: Vec<u8>,
     /// How many bytes can be written, the in-header included.
     pub writable_len: usize,
+    /// Where they are.
+    pub writable: Vec<Piece>,
 }
 
 impl Request {
