@@ -57,6 +57,7 @@ pub struct Grant {
     pub(crate) start: u64,
     /// Relative to the zone's start; `None` where nothing is reserved: in conventional zones, and for no sectors at all.
     pub(crate) reserved: Option<Range<u32>>,
+    pub(crate) room: Option<Begun>,
 }
 
 impl Grant {
@@ -74,6 +75,12 @@ impl Grant {
     pub fn sector(&self) -> u64 {
         self.start
     }
+
+    /// The zone that was closed to make room for this write (V27), where a device keeps the zones: the device must have closed it before the
+    /// write comes to it. Given out once.
+    pub fn take_room(&mut self) -> Option<Begun> {
+        self.room.take()
+    }
 }
 
 /// What followed from the end of a write, a reset or a finish.
@@ -82,20 +89,32 @@ impl Grant {
 pub struct Settled {
     /// The requests that waited for this zone: to be made again, in this order.
     pub woken: Vec<Ticket>,
+    /// Where a device keeps the zones: this zone is to be asked for there, now that nothing is under way in it any more. To be ended
+    /// with [`ResetEnd::Told`].
+    pub reread: Option<Begun>,
 }
 
-/// A reset or a finish that was begun: the zone admits nothing until it is ended.
+/// A reset or a finish that was begun, or any change that a device below must make, too: the zone admits nothing until it is ended.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "the zone stays busy until this is ended"]
 pub struct Begun {
     pub(crate) zone: u32,
     pub(crate) before: ZoneState,
+    /// A zone that was closed to make room for this one, and what it was before.
+    pub(crate) room: Option<(u32, ZoneState)>,
 }
 
 impl Begun {
     /// The zone's index.
     pub fn zone(&self) -> u32 {
         self.zone
+    }
+
+    /// The zone that was closed to make room for this one (V27), where a device keeps the zones: it is to be closed there first, and
+    /// ended like this one. Given out once.
+    pub fn take_room(&mut self) -> Option<Begun> {
+        let (zone, before) = self.room.take()?;
+        Some(Begun { zone, before, room: None })
     }
 }
 
@@ -112,6 +131,8 @@ pub enum ResetEnd {
     Unswept,
     /// The medium under the zone is bad, and its old data can't be taken away: the zone goes offline.
     Lost,
+    /// This is what the device says that the zone is now, whatever was asked of it. A state that the zone can't be in makes it offline.
+    Told(ZoneState),
 }
 
 /// What becomes of a zone whose medium has failed. There is no way back.

@@ -19,6 +19,7 @@ extern crate std;
 
 mod answers;
 mod geometry;
+mod kept;
 mod resources;
 mod state;
 mod table;

@@ -70,6 +70,8 @@ impl ZoneState {
     pub const CONVENTIONAL: Self = Self { condition: Condition::NotWp, wp_sectors: 0 };
     /// A sequential zone with nothing in it.
     pub const EMPTY: Self = Self { condition: Condition::Empty, wp_sectors: 0 };
+    /// A sequential zone of which nothing is left.
+    pub const OFFLINE: Self = Self { condition: Condition::Offline, wp_sectors: 0 };
 
     /// The state of `zone` on a disk that was never used.
     pub fn new(geometry: &Geometry, zone: u32) -> Self {

@@ -28,6 +28,8 @@ pub struct ZoneTable<R, O> {
     resources: Mutex<R, Resources>,
     zones: Box<[Mutex<R, Zone>]>,
     observer: O,
+    /// A device below keeps the zones, too: see [`kept_by_device`](Self::kept_by_device).
+    pub(crate) device_keeps: bool,
 }
 
 /// Is told of each zone's state that a store must keep.
@@ -76,7 +78,13 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
         if max_active_zones != 0 && active > max_active_zones {
             return Err(InitialStateError::TooManyActive { active, max_active_zones });
         }
-        Ok(Self { geometry, resources: Mutex::new(resources), zones: zones.into(), observer })
+        Ok(Self {
+            geometry,
+            resources: Mutex::new(resources),
+            zones: zones.into(),
+            observer,
+            device_keeps: false,
+        })
     }
 
     /// The disk's shape.
@@ -155,7 +163,7 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
         let mut zones = self.zones_of(sector, sectors.into())?;
         let zone = zones.next().ok_or(Refusal::OutOfRange)?;
         if self.geometry.is_conventional(zone) {
-            return Ok(Grant { zone, start: sector, reserved: None });
+            return Ok(Grant { zone, start: sector, reserved: None, room: None });
         }
         self.admit(zone, sector, sectors, Placement::At, ticket, placed)
     }
@@ -203,6 +211,9 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
         let before = z.state();
         z.resolve(&range, ok);
         self.tell(zone, &z, before);
+        if z.in_doubt {
+            return Settled { woken: Vec::new(), reread: z.begin_reread(zone) };
+        }
         if self.condition_at_rest(zone, &z) != z.condition {
             // The lock order wants the resources first. What happens in between is seen below, or by `transition`.
             drop(z);
@@ -213,7 +224,7 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
             self.rest(&mut resources, zone, &mut z);
             self.tell(zone, &z, before);
         }
-        Settled { woken: wake(&mut z) }
+        Settled { woken: wake(&mut z), reread: None }
     }
 
     /// Whether the range lies in what its sequential zone had when this table was made, and is there still: below the write pointer
@@ -244,7 +255,7 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
     pub fn adopt(&self, sector: u64, sectors: u32) -> Option<Grant> {
         self.within_zone(sector, sectors, |z, range| {
             let zone = self.geometry.zone_of(sector)?;
-            z.adopt(&range).then_some(Grant { zone, start: sector, reserved: Some(range) })
+            z.adopt(&range).then_some(Grant { zone, start: sector, reserved: Some(range), room: None })
         })?
     }
 
@@ -257,9 +268,9 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
             match z.condition {
                 Condition::ExplicitOpen => return Ok(()),
                 Condition::Empty | Condition::ImplicitOpen | Condition::Closed => {}
-                _ => return Err(Refusal::InvalidCommand),
+                _ => return Err(Refusal::InvalidCommand.into()),
             }
-            self.make_room(resources, z.condition)?;
+            self.make_room(resources, z.condition, ticket)?;
             self.change(resources, zone, z, Condition::ExplicitOpen);
             Ok(())
         })
@@ -275,7 +286,7 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
                 Condition::Closed => return Ok(()),
                 Condition::ImplicitOpen | Condition::ExplicitOpen if z.wp() == 0 => Condition::Empty,
                 Condition::ImplicitOpen | Condition::ExplicitOpen => Condition::Closed,
-                _ => return Err(Refusal::InvalidCommand),
+                _ => return Err(Refusal::InvalidCommand.into()),
             };
             self.change(resources, zone, z, to);
             Ok(())
@@ -292,13 +303,13 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
             match z.condition {
                 Condition::Full => return Ok(None),
                 Condition::Empty | Condition::ImplicitOpen | Condition::ExplicitOpen | Condition::Closed => {}
-                _ => return Err(Refusal::InvalidCommand),
+                _ => return Err(Refusal::InvalidCommand.into()),
             }
             if z.has_writes() {
-                return Err(Refusal::Busy);
+                return Err(Refusal::Busy.into());
             }
-            self.make_room(resources, z.condition)?;
-            Ok(Some(begin(resources, zone, z, |z| z.condition = Condition::Full)))
+            let room = self.make_room(resources, z.condition, ticket)?;
+            Ok(Some(self.begin(resources, zone, z, room, |z| z.condition = Condition::Full)))
         })
     }
 
@@ -310,9 +321,11 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
     pub fn begin_reset(&self, sector: u64, ticket: Ticket) -> Result<Option<Begun>, Refusal> {
         self.transition(sector, ticket, |resources, zone, z| match z.condition {
             Condition::Empty if !z.unswept => Ok(None),
-            Condition::ReadOnly | Condition::Offline | Condition::NotWp => Err(Refusal::InvalidCommand),
-            _ if z.has_writes() => Err(Refusal::Busy),
-            _ => Ok(Some(begin(resources, zone, z, Zone::clear))),
+            Condition::ReadOnly | Condition::Offline | Condition::NotWp => {
+                Err(Refusal::InvalidCommand.into())
+            }
+            _ if z.has_writes() => Err(Refusal::Busy.into()),
+            _ => Ok(Some(self.begin(resources, zone, z, None, Zone::clear))),
         })
     }
 
@@ -340,24 +353,30 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
         let Some(held) = z.settling_from.take() else {
             return Settled::default();
         };
+        resources.give_back(held);
         match end {
-            ResetEnd::Done => {
-                resources.give_back(held);
-                z.unswept = false;
-            }
+            ResetEnd::Told(state) => self.take_over(zone, &mut z, state),
+            // Nobody could say what it is.
+            _ if z.in_doubt => self.take_over(zone, &mut z, ZoneState::OFFLINE),
+            ResetEnd::Done => z.unswept = false,
             ResetEnd::Undone => z.restore(begun.before),
-            ResetEnd::Unswept => {
-                resources.give_back(held);
-                z.unswept = true;
-            }
+            ResetEnd::Unswept => z.unswept = true,
             ResetEnd::Lost => {
-                resources.give_back(held);
                 z.clear();
                 z.condition = Condition::Offline;
             }
         }
+        resources.take(z.condition);
+        match (z.condition, z.implicit_stamp) {
+            (Condition::ImplicitOpen, 0) => z.implicit_stamp = resources.list_implicit(zone),
+            (Condition::ImplicitOpen, _) => {}
+            (_, stamp) => {
+                resources.unlist_implicit(stamp);
+                z.implicit_stamp = 0;
+            }
+        }
         self.tell(zone, &z, before);
-        Settled { woken: wake(&mut z) }
+        Settled { woken: wake(&mut z), reread: None }
     }
 
     /// Takes `zone` out of use because its medium has failed, and gives its resources back. What is under way in it ends as ever:
@@ -422,7 +441,7 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
         Ok(zone)
     }
 
-    fn lock_zone(&self, zone: u32) -> Result<MutexGuard<'_, R, Zone>, Refusal> {
+    pub(crate) fn lock_zone(&self, zone: u32) -> Result<MutexGuard<'_, R, Zone>, Refusal> {
         let index = usize::try_from(zone).map_err(|_| Refusal::OutOfRange)?;
         self.zones.get(index).map(Mutex::lock).ok_or(Refusal::OutOfRange)
     }
@@ -438,26 +457,31 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
         placed: impl FnOnce(u64),
     ) -> Result<Grant, Refusal> {
         let start = self.geometry.zone_start(zone);
-        let grant =
-            |range: Range<u32>| Grant { zone, start: start + u64::from(range.start), reserved: Some(range) };
+        let grant = |range: Range<u32>, room| Grant {
+            zone,
+            start: start + u64::from(range.start),
+            reserved: Some(range),
+            room,
+        };
         {
             let mut z = self.lock_zone(zone)?;
             self.check_write(zone, &mut z, sector, sectors, placement, ticket)?;
             if sectors == 0 {
                 // Only data opens a zone.
-                return Ok(Grant { reserved: None, ..grant(z.wp()..z.wp()) });
+                return Ok(Grant { reserved: None, ..grant(z.wp()..z.wp(), None) });
             }
             if z.condition.is_open() {
                 placed(start + u64::from(z.wp()));
-                return Ok(grant(z.reserve(sectors)));
+                return Ok(grant(z.reserve(sectors), None));
             }
         }
         // The zone must be opened first: resources, then the zone, and everything is looked at anew.
         let mut resources = self.resources.lock();
         let mut z = self.lock_zone(zone)?;
         self.check_write(zone, &mut z, sector, sectors, placement, ticket)?;
+        let mut room = None;
         if !z.condition.is_open() {
-            self.make_room(&mut resources, z.condition)?;
+            room = self.make_room(&mut resources, z.condition, ticket)?;
             let before = z.state();
             let from = z.condition;
             self.change(&mut resources, zone, &mut z, Condition::ImplicitOpen);
@@ -465,7 +489,7 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
             self.tell(zone, &z, before);
         }
         placed(start + u64::from(z.wp()));
-        Ok(grant(z.reserve(sectors)))
+        Ok(grant(z.reserve(sectors), room))
     }
 
     fn check_write(
@@ -508,11 +532,11 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
     }
 
     /// A change of one zone that the driver asked for, under both locks.
-    fn transition<T>(
+    pub(crate) fn transition<T>(
         &self,
         sector: u64,
         ticket: Ticket,
-        act: impl FnOnce(&mut Resources, u32, &mut Zone) -> Result<T, Refusal>,
+        act: impl FnOnce(&mut Resources, u32, &mut Zone) -> Result<T, Halt>,
     ) -> Result<T, Refusal> {
         let zone = self.sequential_zone_at(sector)?;
         let mut resources = self.resources.lock();
@@ -520,31 +544,42 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
         let before = z.state();
         // The end of its last write may have left that to us: see `settle`.
         self.rest(&mut resources, zone, &mut z);
-        let result = if z.must_wait() { Err(Refusal::Busy) } else { act(&mut resources, zone, &mut z) };
-        if matches!(result, Err(Refusal::Busy)) {
+        let result =
+            if z.must_wait() { Err(Refusal::Busy.into()) } else { act(&mut resources, zone, &mut z) };
+        if matches!(result, Err(Halt::Refused(Refusal::Busy))) {
             z.waiting.push(ticket);
         }
         self.tell(zone, &z, before);
-        result
+        Ok(result?)
     }
 
-    /// Sees to it that one more zone can be open, closing an implicitly open one if need be (V27).
-    fn make_room(&self, resources: &mut Resources, from: Condition) -> Result<(), Refusal> {
+    /// Sees to it that one more zone can be open, closing an implicitly open one if need be (V27). Where a device keeps the zones that one
+    /// must be idle, and is busy from now on: until the device has closed it, too.
+    pub(crate) fn make_room(
+        &self,
+        resources: &mut Resources,
+        from: Condition,
+        ticket: Ticket,
+    ) -> Result<Option<Begun>, Halt> {
         if resources.room_to_open(from)? == Room::Free {
-            return Ok(());
+            return Ok(None);
         }
         let idle = |&zone: &u32| self.lock_zone(zone).is_ok_and(|z| z.is_idle());
         let victim = resources.implicit_zones().find(idle).or_else(|| resources.implicit_zones().next());
         let victim = victim.ok_or(Refusal::OpenResource)?;
         let mut z = self.lock_zone(victim)?;
+        if self.device_keeps && !z.is_idle() {
+            z.waiting.push(ticket);
+            return Err(Halt::Queued);
+        }
         let before = z.state();
         self.change(resources, victim, &mut z, Condition::Closed);
         self.tell(victim, &z, before);
-        Ok(())
+        Ok(self.device_keeps.then(|| z.settle_as(victim, before)))
     }
 
     /// Brings a zone into `to` and keeps the counts.
-    fn change(&self, resources: &mut Resources, zone: u32, z: &mut Zone, to: Condition) {
+    pub(crate) fn change(&self, resources: &mut Resources, zone: u32, z: &mut Zone, to: Condition) {
         resources.unlist_implicit(core::mem::take(&mut z.implicit_stamp));
         resources.give_back(z.condition);
         resources.take(to);
@@ -571,7 +606,26 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
         }
     }
 
-    fn tell(&self, zone: u32, z: &Zone, before: ZoneState) {
+    /// Marks a zone as settling, with what `act` makes of it. Its resources are held until the end, so that it can go back; but an
+    /// implicitly open one goes back to closed, so that its open resource is free for others, as it would be without this (V27). Where
+    /// a device keeps the zones it is not free yet: who needs it waits for this zone.
+    fn begin(
+        &self,
+        resources: &mut Resources,
+        zone: u32,
+        z: &mut Zone,
+        room: Option<Begun>,
+        act: impl FnOnce(&mut Zone),
+    ) -> Begun {
+        if z.condition == Condition::ImplicitOpen && !self.device_keeps {
+            self.change(resources, zone, z, Condition::Closed);
+        }
+        let begun = z.settle_as(zone, z.state());
+        act(z);
+        Begun { room: room.map(|room| (room.zone, room.before)), ..begun }
+    }
+
+    pub(crate) fn tell(&self, zone: u32, z: &Zone, before: ZoneState) {
         let now = z.state();
         if now != before {
             self.observer.zone_changed(zone, now);
@@ -579,24 +633,31 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
     }
 }
 
-/// Marks a zone as settling, with what `act` makes of it. Its resources are held until the end, so that it can go back; but an
-/// implicitly open one goes back to closed, so that its open resource is free for others, as it would be without this (V27).
-fn begin(resources: &mut Resources, zone: u32, z: &mut Zone, act: impl FnOnce(&mut Zone)) -> Begun {
-    if z.condition == Condition::ImplicitOpen {
-        resources.unlist_implicit(core::mem::take(&mut z.implicit_stamp));
-        resources.give_back(z.condition);
-        z.condition = Condition::Closed;
-        resources.take(z.condition);
-    }
-    let before = z.state();
-    z.settling_from = Some(z.condition);
-    act(z);
-    Begun { zone, before }
-}
-
 /// Takes the waiting requests out of a zone that has become free.
 fn wake(z: &mut Zone) -> Vec<Ticket> {
     if z.is_idle() { core::mem::take(&mut z.waiting) } else { Vec::new() }
+}
+
+/// Why a change of a zone is not made.
+pub(crate) enum Halt {
+    Refused(Refusal),
+    /// The ticket waits for another zone already.
+    Queued,
+}
+
+impl From<Refusal> for Halt {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl From<Halt> for Refusal {
+    fn from(halt: Halt) -> Self {
+        match halt {
+            Halt::Refused(refusal) => refusal,
+            Halt::Queued => Self::Busy,
+        }
+    }
 }
 
 /// Where a write to a sequential zone goes.

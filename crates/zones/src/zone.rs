@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 use core::ops::Range;
 
-use crate::answers::Ticket;
+use crate::answers::{Begun, Ticket};
 use crate::state::{Condition, ZoneState};
 
 /// A zone. All positions are in sectors from the zone's start.
@@ -21,6 +21,8 @@ pub(crate) struct Zone {
     /// Set while a reset or finish is being made durable: the condition that it would go back to, whose resources are
     /// still held.
     pub(crate) settling_from: Option<Condition>,
+    /// A write has failed on the device that keeps the zone: only that device knows how far the zone is written and in which condition it is.
+    pub(crate) in_doubt: bool,
     /// Whether what the zone held before its last reset may still be on the medium, behind its write pointer.
     pub(crate) unswept: bool,
     /// End of what was found here when the table was made and is here still: a reset takes it away. Writes of this table lie behind it.
@@ -56,6 +58,7 @@ impl Zone {
             opened_from: None,
             implicit_stamp: 0,
             settling_from: None,
+            in_doubt: false,
             unswept: false,
             found: state.wp_sectors,
             in_flight: Vec::new(),
@@ -73,9 +76,9 @@ impl Zone {
         self.wp
     }
 
-    /// Whether nothing is under way: no write, no reset, no finish.
+    /// Whether nothing is under way: no write, no reset, no finish, no look at the device.
     pub(crate) fn is_idle(&self) -> bool {
-        !self.has_writes() && self.settling_from.is_none()
+        !self.has_writes() && self.settling_from.is_none() && !self.in_doubt
     }
 
     /// Whether a write is under way.
@@ -83,9 +86,21 @@ impl Zone {
         !self.in_flight.is_empty()
     }
 
-    /// Whether a new write or transition must wait: for a reset or finish under way, or behind others that wait already.
+    /// Whether a new write or transition must wait: for a reset or finish under way, for the device's word, or behind others that wait already.
     pub(crate) fn must_wait(&self) -> bool {
-        self.settling_from.is_some() || !self.waiting.is_empty()
+        self.settling_from.is_some() || self.in_doubt || !self.waiting.is_empty()
+    }
+
+    /// Makes the zone busy in the condition that it is in, until the end of what is begun.
+    pub(crate) fn settle_as(&mut self, zone: u32, before: ZoneState) -> Begun {
+        self.settling_from = Some(self.condition);
+        Begun { zone, before, room: None }
+    }
+
+    /// The device is to be asked as soon as nothing is under way in a zone in doubt: now, or at the end of the last write.
+    pub(crate) fn begin_reread(&mut self, zone: u32) -> Option<Begun> {
+        let now = self.in_doubt && !self.has_writes() && self.settling_from.is_none();
+        now.then(|| self.settle_as(zone, self.state()))
     }
 
     /// Reserves `sectors` at the write pointer. The caller has checked that they fit.
@@ -161,6 +176,15 @@ impl Zone {
         self.done = 0;
         self.found = 0;
         self.opened_from = None;
+    }
+
+    /// Makes the zone what somebody else says that it is.
+    pub(crate) fn take_over(&mut self, state: ZoneState) {
+        self.restore(state);
+        self.found = self.found.min(state.wp_sectors);
+        self.opened_from = None;
+        self.in_doubt = false;
+        self.unswept = false;
     }
 
     /// Puts back what [`clear`](Self::clear) or a finish changed.

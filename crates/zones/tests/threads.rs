@@ -524,7 +524,9 @@ impl Worker {
             assert_eq!(before, ticket.0, "sector {sector} is no longer the one that {ticket:?} got");
         }
         self.shared.unsettled[zone].fetch_sub(1, SeqCst);
-        let Settled { woken } = self.shared.table.settle(grant, !has_failed);
+        let Settled { woken, reread: None } = self.shared.table.settle(grant, !has_failed) else {
+            unreachable!("no device keeps these zones")
+        };
         self.wake(woken);
     }
 
@@ -563,7 +565,9 @@ impl Worker {
         // Nobody else changes the zone before this end does.
         self.shared.watch.undoing[index(zone.into())].store(undo, SeqCst);
         let end = if undo { ResetEnd::Undone } else { ResetEnd::Done };
-        let Settled { woken } = self.shared.table.end(begun, end);
+        let Settled { woken, reread: None } = self.shared.table.end(begun, end) else {
+            unreachable!("no device keeps these zones")
+        };
         self.wake(woken);
     }
 

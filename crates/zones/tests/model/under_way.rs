@@ -134,6 +134,7 @@ impl NaiveDisk {
                 self.zones[zone].forget_sectors();
                 self.set_condition(zone, Condition::Offline);
             }
+            ResetEnd::Told(_) => unreachable!("no device keeps these zones"),
         }
         self.wake(zone)
     }

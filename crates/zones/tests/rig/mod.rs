@@ -438,6 +438,7 @@ impl Rig {
             ResetEnd::Undone => self.seen.undone += 1,
             ResetEnd::Unswept => self.seen.unswept += 1,
             ResetEnd::Lost => self.seen.lost += 1,
+            ResetEnd::Told(_) => unreachable!("no device keeps these zones"),
         }
         let got = self.table.end(begun, end);
         let want = self.model.end(usize::try_from(zone).unwrap(), end);

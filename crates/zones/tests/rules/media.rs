@@ -80,7 +80,7 @@ fn what_is_under_way_in_a_lost_zone_ends_as_ever() {
     assert_eq!(disk.table.settle(a, false), Settled::default());
     assert_eq!(disk.table.settle(b, true), Settled::default());
     assert_eq!(disk.observed(2), ZoneState { condition: ReadOnly, wp_sectors: 16 });
-    assert_eq!(disk.table.settle(c, false), Settled { woken: vec![Ticket(1)] });
+    assert_eq!(disk.table.settle(c, false), Settled { woken: vec![Ticket(1)], reread: None });
     assert_eq!(disk.observed(2), ZoneState { condition: ReadOnly, wp_sectors: 16 });
     assert_eq!((disk.read(128, 48), disk.table.open_and_active()), (Ok(plan(16, 32)), (0, 0)));
     assert_eq!(disk.reset(2), Err(Refusal::InvalidCommand), "who has waited is refused");

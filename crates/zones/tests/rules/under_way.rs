@@ -38,7 +38,7 @@ fn a_failed_write_keeps_its_zone_from_a_reset_until_it_is_settled() {
         disk.close(2).unwrap();
         disk.open(2).unwrap();
         assert_eq!(make(&disk, 2, Ticket(7)), Err(Refusal::Busy));
-        assert_eq!(disk.table.settle(failed, false), Settled { woken: vec![Ticket(7)] });
+        assert_eq!(disk.table.settle(failed, false), Settled { woken: vec![Ticket(7)], reread: None });
         assert_eq!(disk.condition(2), Full);
         let begun = make(&disk, 2, Ticket(8)).unwrap();
         disk.done(begun);
@@ -97,7 +97,7 @@ fn a_zone_admits_nothing_while_it_is_reset_or_finished() {
         assert_eq!(disk.table.begin_reset_all(2, Ticket(8)), Err(Refusal::Busy));
         assert_eq!(disk.write(192, 8), Ok(192), "the other zones are not concerned");
         let woken: Vec<Ticket> = (2..=8).map(Ticket).collect();
-        assert_eq!(disk.table.end(begun, ResetEnd::Done), Settled { woken });
+        assert_eq!(disk.table.end(begun, ResetEnd::Done), Settled { woken, reread: None });
     }
 }
 
@@ -199,7 +199,7 @@ fn tickets_come_back_when_the_zone_has_come_to_rest() {
     let (a, b) = (disk.admit(128, 8), disk.admit(136, 40));
     assert_eq!(disk.begin_reset(2, Ticket(1)), Err(Refusal::Busy));
     assert_eq!(disk.table.settle(a, true), Settled::default());
-    assert_eq!(disk.table.settle(b, true), Settled { woken: vec![Ticket(1)] });
+    assert_eq!(disk.table.settle(b, true), Settled { woken: vec![Ticket(1)], reread: None });
     assert_eq!((disk.condition(2), disk.table.open_and_active()), (Full, (0, 0)));
     assert_eq!(disk.reset(2), Ok(()));
     assert_eq!(disk.write(128, 8), Ok(128));
