@@ -1,26 +1,29 @@
 //! Booting a guest, running a command in it, and getting all of it back.
 
+mod running;
+mod uml;
+
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::unix::fs::{FileTypeExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::Stdio;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
-use crate::command::{tail, tail_of_file};
-use crate::job::{self, Job, Outcome, Status};
+use crate::job::{self, Job, Status};
 use crate::process::{Process, Role, launch};
+use crate::qemu::{FrontEnd, Qemu, QemuMachine, StockKernel, Surroundings};
 use crate::terminal::Terminal;
-use crate::{Error, Kernel, Result, memory, packages, programs};
+use crate::{Error, Kernel, Result, programs};
+
+pub use self::running::RunningGuest;
+use self::running::Sinks;
 
 /// Enough for the file-system tests; it is taken only as the guest uses it.
 const DEFAULT_MEMORY_MIB: u32 = 1024;
-
-/// How often we look at the guest: short against a boot, long against a system call.
-const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// The kernel's log, in the guest's directory.
 const KERNEL_LOG: &str = "kernel.log";
@@ -28,7 +31,8 @@ const KERNEL_LOG: &str = "kernel.log";
 /// virtio-blk names its disks by letter.
 const DISKS_MAX: usize = 26;
 
-/// A guest to be booted: what it has, and how long it may run.
+/// A guest to be booted: what it has, and how long it may run. It is a [User-mode Linux](Guest::new), or a machine of
+/// [QEMU's](Guest::in_qemu); all else is the same.
 ///
 /// It sees the host's files, may change them all, and changes none: what it writes is in memory and goes with it. Only a
 /// [`share`](Guest::share)d directory is the host's own. Network: `lo`. Process 1 is `guest-init`, the user is root.
@@ -36,9 +40,9 @@ const DISKS_MAX: usize = 26;
 /// The thread that runs a guest holds it: if the thread dies (or is killed), so does the guest.
 #[derive(Clone, Debug)]
 pub struct Guest {
-    kernel: PathBuf,
+    platform: Platform,
     memory_mib: u32,
-    sockets: Vec<PathBuf>,
+    disks: Vec<Disk>,
     missing_disks_allowed: bool,
     kernel_args: Vec<String>,
     shares: Vec<PathBuf>,
@@ -47,6 +51,23 @@ pub struct Guest {
     stdin: Vec<u8>,
     timeout: Option<Duration>,
     stop: Option<Arc<AtomicBool>>,
+    is_asked_for_qemu: bool,
+}
+
+/// What the guest's kernel runs on.
+#[derive(Clone, Debug)]
+enum Platform {
+    Uml(Kernel),
+    Qemu(QemuMachine),
+}
+
+/// What a disk of a guest is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Disk {
+    /// A vhost-user-blk socket.
+    Socket(PathBuf),
+    /// A file or block device behind QEMU's own virtio-blk.
+    Qemus(PathBuf),
 }
 
 /// What a command left.
@@ -60,16 +81,29 @@ pub struct Output {
     pub stderr: Vec<u8>,
     /// What the guest's kernel logged.
     pub kernel_log: String,
+    /// What the script left that ran the guest [inside](Guest::inside) another one.
+    pub host: Option<Box<Output>>,
 }
 
 impl Guest {
-    /// A guest without disks, with 1 GiB of memory and without a time limit.
+    /// A User-mode Linux without disks, with 1 GiB of memory and without a time limit.
     #[must_use]
     pub fn new(kernel: &Kernel) -> Guest {
+        Guest::on(Platform::Uml(kernel.clone()))
+    }
+
+    /// A machine of QEMU's with a distribution's kernel; it needs no virtualization (TCG). Without disks, with 1 GiB of memory, one
+    /// processor and without a time limit. It boots in some seconds, where a User-mode Linux takes one or two.
+    #[must_use]
+    pub fn in_qemu(qemu: &Qemu, kernel: &StockKernel) -> Guest {
+        Guest::on(Platform::Qemu(QemuMachine::new(qemu, kernel)))
+    }
+
+    fn on(platform: Platform) -> Guest {
         Guest {
-            kernel: kernel.path().to_path_buf(),
+            platform,
             memory_mib: DEFAULT_MEMORY_MIB,
-            sockets: Vec::new(),
+            disks: Vec::new(),
             missing_disks_allowed: false,
             kernel_args: Vec::new(),
             shares: Vec::new(),
@@ -78,6 +112,7 @@ impl Guest {
             stdin: Vec::new(),
             timeout: None,
             stop: None,
+            is_asked_for_qemu: false,
         }
     }
 
@@ -91,7 +126,51 @@ impl Guest {
     /// Attaches a vhost-user-blk socket: the first one is `/dev/vda`, the next `/dev/vdb`.
     #[must_use]
     pub fn disk(mut self, socket: impl Into<PathBuf>) -> Guest {
-        self.sockets.push(socket.into());
+        self.disks.push(Disk::Socket(socket.into()));
+        self
+    }
+
+    /// Attaches a file or block device by QEMU's own virtio-blk device. In QEMU only, like all up to
+    /// [`inside`](Guest::inside).
+    #[must_use]
+    pub fn qemus_disk(mut self, path: impl Into<PathBuf>) -> Guest {
+        self.disks.push(Disk::Qemus(path.into()));
+        self
+    }
+
+    /// Which device of QEMU's attaches the sockets. By default the one that passes each feature bit on.
+    #[must_use]
+    pub fn front_end(self, front_end: FrontEnd) -> Guest {
+        self.with_machine(|machine| machine.front_end = front_end)
+    }
+
+    /// How many processors the guest has, and how many queues it takes of each socket: no disk may have fewer.
+    #[must_use]
+    pub fn processors(self, count: u16) -> Guest {
+        self.with_machine(|machine| machine.processors = count)
+    }
+
+    /// Adds arguments for QEMU: `-s` waits for a debugger.
+    #[must_use]
+    pub fn qemu_args<A: Into<OsString>>(self, args: impl IntoIterator<Item = A>) -> Guest {
+        self.with_machine(|machine| machine.args.extend(args.into_iter().map(Into::into)))
+    }
+
+    /// Runs QEMU in another guest, `host`, for disks that are there only. `script` (of `sh`) has QEMU's command line as `"$@"`, and
+    /// does before and after it what is wanted: it sets up a block device, serves it, looks at it. What it leaves is
+    /// [`Output::host`].
+    #[must_use]
+    pub fn inside(self, host: &Guest, script: impl Into<OsString>) -> Guest {
+        let host = Box::new((host.clone(), script.into()));
+        self.with_machine(|machine| machine.host = Some(host))
+    }
+
+    /// A User-mode Linux has none of what `change` changes: there it is a mistake of who calls, and [`check`](Guest::check) says so.
+    fn with_machine(mut self, change: impl FnOnce(&mut QemuMachine)) -> Guest {
+        match &mut self.platform {
+            Platform::Qemu(machine) => change(machine),
+            Platform::Uml(_) => self.is_asked_for_qemu = true,
+        }
         self
     }
 
@@ -189,33 +268,83 @@ impl Guest {
     pub fn run_interactive<A: Into<OsString>>(&self, argv: impl IntoIterator<Item = A>) -> Result<Status> {
         let terminal = Terminal::open()?;
         let argv = argv.into_iter().map(Into::into).collect();
-        let mut running = self.start(argv, Some(&terminal))?;
-        running.wait(self, &mut Sinks::default())
+        self.boot(argv, Some(&terminal))?.follow(self.timeout, self.stop.as_deref(), &mut Sinks::default())
+    }
+
+    /// Boots, and gives back the running guest at once. The limits of [`timeout`](Guest::timeout) and
+    /// [`stop_when`](Guest::stop_when) are not kept: the caller has the guest in its hands.
+    ///
+    /// # Errors
+    /// The guest could not be started.
+    pub fn start<A: Into<OsString>>(&self, argv: impl IntoIterator<Item = A>) -> Result<RunningGuest> {
+        self.boot(argv.into_iter().map(Into::into).collect(), None)
     }
 
     fn run_job(&self, argv: Vec<OsString>, mut sinks: Sinks<'_>) -> Result<Output> {
-        let mut running = self.start(argv, None)?;
-        let status = running.wait(self, &mut sinks)?;
-        let read = |name: &str| {
-            let path = running.dir.path().join(name);
-            fs::read(&path).map_err(Error::io("read", &path))
-        };
-        Ok(Output {
-            status,
-            stdout: read(job::STDOUT)?,
-            stderr: read(job::STDERR)?,
-            kernel_log: String::from_utf8_lossy(&read(KERNEL_LOG)?).into_owned(),
-        })
+        let mut running = self.boot(argv, None)?;
+        let status = running.follow(self.timeout, self.stop.as_deref(), &mut sinks)?;
+        running.left(status)
     }
 
-    fn start(&self, argv: Vec<OsString>, terminal: Option<&Terminal>) -> Result<Running> {
+    fn boot(&self, argv: Vec<OsString>, terminal: Option<&Terminal>) -> Result<RunningGuest> {
         self.check(&argv)?;
         let guest_init = programs::guest_init()?;
         let dir = make_dir()?;
-        let path = |name: &str| dir.path().join(name);
-        let write =
-            |name: &str, bytes: &[u8]| fs::write(path(name), bytes).map_err(Error::io("write", path(name)));
+        self.write_job(dir.path(), argv, terminal)?;
+        let link = |to: &Path, name: &str| {
+            let path = dir.path().join(name);
+            symlink(to, &path).map_err(Error::io("link", &path))
+        };
+        link(&guest_init, job::INIT)?;
+        let log = dir.path().join(KERNEL_LOG);
+        // Appending: the kernel writes its log through more than one open file.
+        let log_file =
+            File::options().create(true).append(true).open(&log).map_err(Error::io("open", &log))?;
+        let mut command = match &self.platform {
+            Platform::Uml(kernel) => {
+                let mut names = Vec::new();
+                for (disk, name) in self.disks.iter().zip(socket_names()) {
+                    if let Disk::Socket(socket) = disk {
+                        link(&absolute(socket)?, &name)?;
+                    }
+                    names.push(name);
+                }
+                let (memory_mib, args) = (self.memory_mib, &self.kernel_args);
+                uml::command(kernel, &guest_init, dir.path(), memory_mib, &names, args, terminal.is_some())?
+            }
+            Platform::Qemu(machine) => {
+                let words = machine.words(&Surroundings {
+                    dir: dir.path(),
+                    log: &log,
+                    guest_init: &guest_init,
+                    memory_mib: self.memory_mib,
+                    disks: &self.disks,
+                    shares: &self.absolute_shares()?,
+                    kernel_args: &self.kernel_args,
+                    is_interactive: terminal.is_some(),
+                })?;
+                if let Some((host, script)) = machine.host.as_deref() {
+                    let start = ["sh".into(), "-c".into(), script.clone(), "sh".into()];
+                    let host = self.shares.iter().fold(host.clone(), |host, share| host.share(share));
+                    let host = host.share(dir.path()).boot(start.into_iter().chain(words).collect(), None)?;
+                    return Ok(RunningGuest::inside(host, dir));
+                }
+                let mut command = launch(&guest_init, Role::Kernel, Path::new(&words[0]));
+                command.args(&words[1..]);
+                command
+            }
+        };
+        command.stdin(terminal.map_or(Ok(Stdio::null()), |terminal| terminal.lend().map(Stdio::from))?);
+        let output = match (&self.platform, terminal) {
+            // A User-mode Linux writes where it reads.
+            (Platform::Qemu(_), Some(terminal)) => terminal.lend()?,
+            _ => log_file.try_clone().map_err(Error::io("duplicate", &log))?,
+        };
+        command.stdout(output).stderr(log_file);
+        Ok(RunningGuest::new(Process::start(&mut command)?, dir))
+    }
 
+    fn write_job(&self, dir: &Path, argv: Vec<OsString>, terminal: Option<&Terminal>) -> Result<()> {
         let job = Job {
             argv,
             env: self.env.clone(),
@@ -223,30 +352,28 @@ impl Guest {
                 Some(cwd) => cwd.clone(),
                 None => std::env::current_dir().map_err(Error::io("find", "the working directory"))?,
             },
-            shares: self.shares.iter().map(|share| absolute(share)).collect::<Result<_>>()?,
-            disk_count: if self.missing_disks_allowed { 0 } else { self.sockets.len() },
+            shares: self.absolute_shares()?,
+            disk_count: if self.missing_disks_allowed { 0 } else { self.disks.len() },
             terminal: terminal.map(Terminal::size),
+            modules: match &self.platform {
+                Platform::Uml(_) => None,
+                Platform::Qemu(machine) => Some(machine.kernel.modules()),
+            },
         };
-        write(job::JOB, &job.encode()?)?;
-        write(job::STDIN, &self.stdin)?;
-        write(job::STDOUT, b"")?;
-        write(job::STDERR, b"")?;
-        let link = |to: &Path, name: &str| symlink(to, path(name)).map_err(Error::io("link", path(name)));
-        link(&guest_init, "init")?;
-        for (socket, name) in self.sockets.iter().zip(socket_names()) {
-            link(&absolute(socket)?, &name)?;
+        for (name, bytes) in [
+            (job::JOB, job.encode()?.as_slice()),
+            (job::STDIN, &self.stdin),
+            (job::STDOUT, b""),
+            (job::STDERR, b""),
+        ] {
+            let path = dir.join(name);
+            fs::write(&path, bytes).map_err(Error::io("write", &path))?;
         }
+        Ok(())
+    }
 
-        // Appending: the kernel writes its log through more than one open file.
-        let log = File::options().create(true).append(true).open(path(KERNEL_LOG));
-        let log = log.map_err(Error::io("open", path(KERNEL_LOG)))?;
-        let mut command = self.kernel_command(&guest_init);
-        command.args(self.kernel_command_line(dir.path(), terminal.is_some()));
-        command.env_clear().env("PATH", "/usr/bin:/bin").env("TMPDIR", memory::choose_dir(self.memory_mib)?);
-        command.stdin(terminal.map_or(Ok(Stdio::null()), |terminal| terminal.lend().map(Stdio::from))?);
-        command.stdout(log.try_clone().map_err(Error::io("duplicate", path(KERNEL_LOG)))?).stderr(log);
-        let process = Process::start(&mut command)?;
-        Ok(Running { process, dir })
+    fn absolute_shares(&self) -> Result<Vec<PathBuf>> {
+        self.shares.iter().map(|share| absolute(share)).collect()
     }
 
     /// What can be told before a boot is told before the boot.
@@ -268,150 +395,30 @@ impl Guest {
         if let Some(share) = self.shares.iter().find(|share| !share.is_dir()) {
             return bad("the shared directory", share.as_os_str(), "is not a directory");
         }
-        for socket in &self.sockets {
-            let meta = fs::metadata(socket).map_err(Error::io("find the socket", socket))?;
-            if !meta.file_type().is_socket() {
-                return bad("the disk", socket.as_os_str(), "is not a socket");
+        let is_inside = match &self.platform {
+            Platform::Uml(_) => {
+                let is_qemus = |disk: &&Disk| matches!(disk, Disk::Qemus(_));
+                if self.is_asked_for_qemu || self.disks.iter().any(|disk| is_qemus(&disk)) {
+                    return bad("the guest", OsStr::new("User-mode Linux"), "has no devices of QEMU's");
+                }
+                false
             }
-        }
-        if self.sockets.len() > DISKS_MAX {
-            let count = self.sockets.len().to_string();
-            return bad("the number of disks", count.as_ref(), "is more than 26");
-        }
-        Ok(())
-    }
-
-    /// The kernel writes its first lines with printf. Into a file that means: when 4 KiB are full, or never if it hangs before.
-    fn kernel_command(&self, guest_init: &Path) -> Command {
-        let Some(stdbuf) = packages::program("stdbuf") else {
-            return launch(guest_init, Role::Kernel, &self.kernel);
+            Platform::Qemu(machine) => machine.host.is_some(),
         };
-        let mut command = launch(guest_init, Role::Kernel, &stdbuf);
-        command.arg("--output=L").arg(&self.kernel);
-        command
-    }
-
-    /// All names in it are ours and plain: links in `dir` stand for whatever the caller's files are called.
-    fn kernel_command_line(&self, dir: &Path, interactive: bool) -> Vec<String> {
-        let dir = dir.display();
-        // The log is on ttyS0: on standard output first and later on standard error. Consoles have nothing behind them, but for
-        // an interactive guest's.
-        let words = format!(
-            "mem={}M root=hostfs rootfstype=hostfs rootflags=/ ro init={dir}/init panic=-1 null_blk.nr_devices=0 \
-             uml_dir={dir}/uml/ umid=guest earlyprintk console=ttyS0 ssl=null ssl0=null,fd:2 con=null con0={}",
-            self.memory_mib,
-            if interactive { "fd:0" } else { "null" },
-        );
-        let mut args: Vec<String> = words.split_ascii_whitespace().map(str::to_owned).collect();
-        let devices = socket_names().take(self.sockets.len());
-        args.extend(devices.map(|name| format!("virtio_uml.device={dir}/{name}:2")));
-        args.extend(self.kernel_args.iter().cloned());
-        args.extend(["--".to_owned(), dir.to_string()]);
-        args
-    }
-}
-
-/// Where a command's output is passed on to while it runs.
-#[derive(Default)]
-struct Sinks<'a> {
-    stdout: Option<&'a mut dyn Write>,
-    stderr: Option<&'a mut dyn Write>,
-}
-
-/// A booted guest and the directory it shares with us.
-struct Running {
-    // Before the directory: the guest is gone when its files go.
-    process: Process,
-    dir: tempfile::TempDir,
-}
-
-impl Running {
-    fn wait(&mut self, guest: &Guest, sinks: &mut Sinks<'_>) -> Result<Status> {
-        let started = Instant::now();
-        let mut stdout = Follower::open(self.dir.path().join(job::STDOUT))?;
-        let mut stderr = Follower::open(self.dir.path().join(job::STDERR))?;
-        loop {
-            let ended = self.process.poll()?;
-            stdout.pass_on(&mut sinks.stdout)?;
-            stderr.pass_on(&mut sinks.stderr)?;
-            if let Some(status) = ended {
-                return self.outcome(status);
-            }
-            if guest.stop.as_ref().is_some_and(|stop| stop.load(Ordering::Relaxed)) {
-                self.process.kill();
-                return Err(Error::Interrupted);
-            }
-            if let Some(after) = guest.timeout.filter(|limit| started.elapsed() >= *limit) {
-                self.process.kill();
-                return Err(Error::TimedOut {
-                    after,
-                    stdout: self.tail(job::STDOUT),
-                    stderr: self.tail(job::STDERR),
-                    log: self.tail(KERNEL_LOG),
-                });
-            }
-            std::thread::sleep(POLL_INTERVAL);
-        }
-    }
-
-    /// The kernel's own exit status says nothing about the command: that is in a file.
-    fn outcome(&self, status: ExitStatus) -> Result<Status> {
-        let log_path = self.dir.path().join(KERNEL_LOG);
-        let log_bytes = fs::read(&log_path).map_err(Error::io("read", &log_path))?;
-        let log = tail(&log_bytes);
-        let result = fs::read_to_string(self.dir.path().join(job::RESULT)).unwrap_or_default();
-        match Outcome::decode(&result) {
-            Some(Outcome::Ran(status)) => Ok(status),
-            Some(Outcome::Failed(message)) => Err(Error::GuestSetUp { message, log }),
-            None => {
-                let stderr = self.tail(job::STDERR);
-                match panic_report(&String::from_utf8_lossy(&log_bytes)) {
-                    Some(log) => Err(Error::Panicked { stderr, log }),
-                    None => Err(Error::Ended { status, stderr, log }),
+        for disk in &self.disks {
+            // What is in another guest can't be looked at from here.
+            if let (Disk::Socket(socket), false) = (disk, is_inside) {
+                let meta = fs::metadata(socket).map_err(Error::io("find the socket", socket))?;
+                if !meta.file_type().is_socket() {
+                    return bad("the disk", socket.as_os_str(), "is not a socket");
                 }
             }
         }
-    }
-
-    fn tail(&self, name: &str) -> String {
-        tail_of_file(&self.dir.path().join(name))
-    }
-}
-
-/// The log from shortly before the panic on: its cause stands above the trace, which is longer than a tail.
-fn panic_report(log: &str) -> Option<String> {
-    const BEFORE: usize = 10;
-    const AFTER: usize = 40;
-    let lines: Vec<_> = log.lines().collect();
-    let at = lines.iter().position(|line| line.contains("Kernel panic"))?;
-    Some(lines[at.saturating_sub(BEFORE)..lines.len().min(at + AFTER)].join("\n"))
-}
-
-/// Reads on in a file that another process appends to.
-struct Follower {
-    path: PathBuf,
-    file: File,
-}
-
-impl Follower {
-    fn open(path: PathBuf) -> Result<Follower> {
-        let file = File::open(&path).map_err(Error::io("open", &path))?;
-        Ok(Follower { path, file })
-    }
-
-    fn pass_on(&mut self, sink: &mut Option<&mut dyn Write>) -> Result<()> {
-        let Some(sink) = sink else { return Ok(()) };
-        let mut buffer = [0; 16 * 1024];
-        let mut passed = false;
-        loop {
-            let len = self.file.read(&mut buffer).map_err(Error::io("read", &self.path))?;
-            if len == 0 {
-                break;
-            }
-            sink.write_all(&buffer[..len]).map_err(Error::io("pass on", &self.path))?;
-            passed = true;
+        if self.disks.len() > DISKS_MAX {
+            let count = self.disks.len().to_string();
+            return bad("the number of disks", count.as_ref(), "is more than 26");
         }
-        if passed { sink.flush().map_err(Error::io("pass on", &self.path)) } else { Ok(()) }
+        Ok(())
     }
 }
 

@@ -19,10 +19,30 @@ pub const STDIN: &str = "stdin";
 pub const STDOUT: &str = "stdout";
 /// What the command wrote on standard error.
 pub const STDERR: &str = "stderr";
+/// A link to the guest's process 1.
+pub const INIT: &str = "init";
 /// How the command ended: an [`Outcome`], encoded.
 pub const RESULT: &str = "result";
 /// There as soon as the guest has begun. A kernel that is told to reboot starts itself again: it must not run the job twice.
 pub const BEGUN: &str = "begun";
+
+/// In a machine of QEMU's, the tags of its 9p file systems: all of the host's files, and the directory of this job. Those of its
+/// [`shares`](Job::shares) are [`share_tag`]s.
+pub const HOST_TAG: &str = "host";
+/// See [`HOST_TAG`].
+pub const JOB_TAG: &str = "job";
+
+/// In a machine of QEMU's, directories of the guest's first files: where the host's files are mounted, and the modules for that, to
+/// be loaded in the order of their names.
+pub const HOST_DIR: &str = "/host";
+/// See [`HOST_DIR`].
+pub const FIRST_MODULES_DIR: &str = "/modules";
+
+/// The tag of the share of this number.
+#[must_use]
+pub fn share_tag(number: usize) -> String {
+    format!("share{number}")
+}
 
 /// What a guest is to do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -39,6 +59,8 @@ pub struct Job {
     pub disk_count: usize,
     /// The command runs on the guest's console, which has this many rows and columns, and not on the files above.
     pub terminal: Option<(u16, u16)>,
+    /// The host's directory with the kernel's modules, if it has any. See [`modules`](crate::modules).
+    pub modules: Option<PathBuf>,
 }
 
 /// How a command ended.
@@ -96,6 +118,7 @@ impl Job {
         if let Some((rows, columns)) = self.terminal {
             records.push(("terminal", format!("{rows} {columns}").into()));
         }
+        records.extend(self.modules.iter().map(|dir| ("modules", dir.clone().into())));
 
         let mut bytes = Vec::new();
         for (key, value) in records {
@@ -130,6 +153,7 @@ impl Job {
                 }
                 b"cwd" => job.cwd = owned().into(),
                 b"share" => job.shares.push(owned().into()),
+                b"modules" => job.modules = Some(owned().into()),
                 b"disks" => job.disk_count = number(value).ok_or_else(bad)?,
                 b"terminal" => {
                     let mut parts = value.split(|byte| *byte == b' ').map(number);
@@ -199,6 +223,7 @@ mod tests {
             shares: vec!["/x,y".into(), "/z".into()],
             disk_count: 2,
             terminal: Some((24, 80)),
+            modules: Some("/cache/modules".into()),
         };
         assert_eq!(Job::decode(&job.encode().unwrap()).unwrap(), job);
         let least = Job { argv: vec!["true".into()], cwd: "/".into(), ..Job::default() };

@@ -2,12 +2,15 @@
 //!
 //! A guest is a User-mode Linux kernel: it runs as an ordinary process, needs no virtualization, and attaches a vhost-user
 //! socket as `/dev/vda`. Its root is the host's own file system under a writable layer of memory, so the guest has the host's
-//! tools and leaves no trace. The way from nothing to a command in a guest:
+//! tools and leaves no trace. Or it is a machine of QEMU's with a distribution's kernel ([`Guest::in_qemu`]): slower, otherwise the
+//! same. The way from nothing to a command in a guest:
 //!
 //! 1. [`packages`]: what the build and the tests need from Debian is installed (as root) or named.
 //! 2. [`Kernel::ensure`]: the kernel is built once, from Debian's source package, and kept in the [`cache`].
 //! 3. [`ServedDisk`]: `vzbd` makes a disk and serves it on a socket.
 //! 4. [`Guest`]: boots, runs a command, gives back its status and its output.
+//!
+//! For QEMU's machines [`Qemu::ensure`] and [`StockKernel::ensure`] stand in the place of the second.
 //!
 //! And for our driver, guests without Linux:
 //!
@@ -40,6 +43,7 @@ mod error;
 pub mod job;
 mod kernel;
 mod memory;
+pub mod modules;
 pub mod packages;
 mod process;
 pub mod programs;
@@ -47,12 +51,12 @@ pub mod qemu;
 mod terminal;
 
 pub use baremetal::{BareMetal, Machine, Report, TestMachine, Verdict};
-pub use boot::{Guest, Output};
+pub use boot::{Guest, Output, RunningGuest};
 pub use disk::{DiskTarget, Geometry, ServedDisk};
 pub use error::{Error, Result};
 pub use job::Status;
 pub use kernel::{KERNEL_VARIABLE, Kernel};
-pub use qemu::{Qemu, QemuGuest, RunningGuest, StockKernel};
+pub use qemu::{FrontEnd, Qemu, StockKernel};
 
 /// Where long work says how far it is: called with a short line now and then.
 pub type Progress<'a> = &'a mut dyn FnMut(&str);

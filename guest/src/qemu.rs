@@ -13,7 +13,8 @@ use std::process::{Command, Stdio};
 use crate::{Error, Progress, Result, cache, packages};
 
 pub use self::linux::StockKernel;
-pub use self::machine::{QemuGuest, RunningGuest};
+pub use self::machine::FrontEnd;
+pub(crate) use self::machine::{QemuMachine, Surroundings};
 
 /// Names a QEMU (`qemu-system-x86_64`) to use instead of the machine's own or the cache's.
 pub const QEMU_VARIABLE: &str = "VIRTIO_ZBD_QEMU";

@@ -15,8 +15,8 @@ mod common;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
-use common::OrFail;
-use virtio_zbd_guest::{DiskTarget, Geometry, Qemu, QemuGuest, RunningGuest, ServedDisk, StockKernel, cache};
+use common::{OrFail, qemu_guest, text};
+use virtio_zbd_guest::{DiskTarget, FrontEnd, Geometry, RunningGuest, ServedDisk, cache};
 
 /// Long for a boot, and for requests to flow again, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -36,7 +36,7 @@ fn variable(name: &str) -> Option<u64> {
 fn fio(runtime: Duration) -> Vec<String> {
     let seconds = runtime.as_secs();
     let words = [
-        "/bin/fio --name=kills --filename=/dev/vda --direct=1 --ioengine=io_uring --iodepth=16 --numjobs=2",
+        "fio --name=kills --filename=/dev/vda --direct=1 --ioengine=io_uring --iodepth=16 --numjobs=2",
         "--size=4m --offset_increment=16m --rw=randwrite --bsrange=4k-64k --verify=crc32c --verify_fatal=1",
         "--fsync=32 --loops=1000000 --group_reporting --eta=never --thread --randrepeat=0",
     ];
@@ -53,7 +53,7 @@ fn await_writes(disk: &ServedDisk, guest: &mut RunningGuest) {
     let (before, started) = (state(), Instant::now());
     while state() == before {
         let ended = guest.poll().or_fail("look at the guest");
-        let says = || format!("{}\n{}\n{}", guest.output(), guest.log(), disk.log());
+        let says = || format!("{}\n{}\n{}", guest.stdout(), guest.log(), disk.log());
         assert!(ended.is_none(), "the guest has ended: {}", says());
         assert!(started.elapsed() < PATIENCE, "nothing is written any more: {}", says());
         std::thread::sleep(Duration::from_millis(2));
@@ -66,30 +66,30 @@ fn fio_with_verify_goes_on_over_kills() {
     let seed = variable("KILLS_SEED").unwrap_or_else(|| fastrand::u64(..));
     println!("KILLS_SEED={seed} ZBD_KILLS={kills}");
     let mut random = fastrand::Rng::with_seed(seed);
-    let qemu = Qemu::cached().or_fail("no QEMU");
-    let kernel = StockKernel::cached().or_fail("no kernel");
     let target = DiskTarget::Temporary(Geometry::regular("32M"));
     let mut disk = ServedDisk::serve(target, ["--queues", "2"]).or_fail("no disk");
     let runtime = PER_KILL * u32::try_from(kills).unwrap() + Duration::from_secs(1);
 
     let _turn = cache::take_turn().or_fail("no turn");
-    let guest = QemuGuest::new(&qemu, &kernel, disk.socket(), 2, RECONNECT_MS);
+    let front_end = FrontEnd::Blk { reconnect_ms: RECONNECT_MS };
+    let guest = qemu_guest().front_end(front_end).processors(2).disk(disk.socket());
     let started = Instant::now();
-    let mut guest = guest.program("fio").command(fio(runtime)).start().or_fail("start QEMU");
+    let mut guest = guest.start(fio(runtime)).or_fail("start QEMU");
     await_writes(&disk, &mut guest);
     println!("the guest writes after {:.1} s", started.elapsed().as_secs_f64());
     for _ in 0..kills {
         std::thread::sleep(Duration::from_millis(random.u64(0..1000)));
-        assert!(guest.poll().unwrap().is_none(), "the guest is done too early: {}", guest.output());
+        assert!(guest.poll().unwrap().is_none(), "the guest is done too early: {}", guest.stdout());
         disk.kill();
         std::thread::sleep(Duration::from_millis(random.u64(0..100)));
         disk.restart().or_fail("start the daemon again");
         await_writes(&disk, &mut guest);
     }
     println!("{kills} kills in {:.1} s", started.elapsed().as_secs_f64());
-    let (status, output) = guest.finish(runtime + PATIENCE).or_fail("wait for the guest");
+    let left = guest.finish(runtime + PATIENCE).or_fail("wait for the guest");
+    let output = text(&left.stdout);
     println!("{output}");
-    assert_eq!(status, 0, "{output}");
+    assert!(left.status.success(), "{output}\n{}", text(&left.stderr));
     // Both jobs are well, and something was read back.
     assert!(output.contains("err= 0") && output.contains("  READ: bw="), "{output}");
     disk.stop().or_fail("stop");

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use virtio_zbd_guest::packages::{self, GUEST_TOOLS};
-use virtio_zbd_guest::{DiskTarget, Error, Geometry, Guest, Kernel, ServedDisk};
+use virtio_zbd_guest::{DiskTarget, Error, Geometry, Guest, Kernel, Qemu, ServedDisk, StockKernel};
 
 use crate::cargo::cargo;
 use crate::{interrupt_flag, say};
@@ -35,11 +35,26 @@ const LEAST_MEMORY_MIB: u32 = 64;
 /// host's files and has its tools; what it writes goes away with it, but for --share and --disk PATH. COMMAND's output and
 /// exit status become those of this call; 124 is a timeout, 125 a failure before or around COMMAND. Without COMMAND: a shell,
 /// or the script on standard input.
+///
+/// The guest is a User-mode Linux, up in a second. With --qemu it is a machine of QEMU's with Debian's own kernel, and the disk is
+/// attached by QEMU's vhost-user-test-device-pci; the rest is the same.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The disk: an image (made if it is not there; kept), `ram`, or `none`. By default an image that goes away
     #[arg(long, value_name = "PATH|ram|none")]
     disk: Option<PathBuf>,
+
+    /// Run it in QEMU: downloaded at the first call (200 MB with the kernel), unless there is a new one already
+    #[arg(long)]
+    qemu: bool,
+
+    /// An argument for QEMU, like -s; more of them for more
+    #[arg(long, value_name = "WORD", requires = "qemu", allow_hyphen_values = true)]
+    qemu_arg: Vec<OsString>,
+
+    /// A file or block device that QEMU's own virtio-blk attaches, behind the disk if there is one
+    #[arg(long, value_name = "PATH", requires = "qemu")]
+    qemu_disk: Vec<PathBuf>,
 
     /// Queues that the disk offers
     #[arg(long)]
@@ -118,7 +133,7 @@ struct Shape {
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let stop = interrupt_flag()?;
     tools()?;
-    let kernel = Kernel::ensure(&mut say)?;
+    let guest = args.machine()?;
     let mut packages = vec!["--package", "virtio-zbd-guest"];
     if !args.has_no_disk() {
         packages.extend(["--package", "vzbd"]);
@@ -126,10 +141,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     cargo("build", packages.into_iter().chain(["--quiet", "--bins"]))?;
 
     let mut disk = args.disk()?;
-    let mut guest = Guest::new(&kernel).memory_mib(args.memory).stop_when(stop);
+    let mut guest = guest.memory_mib(args.memory).stop_when(stop);
     if let Some(disk) = &disk {
         guest = guest.disk(disk.socket());
     }
+    guest = args.qemu_disk.iter().fold(guest, |guest, path| guest.qemus_disk(path));
     guest = args.share.iter().fold(guest, |guest, dir| guest.share(dir));
     guest = args.kernel_arg.iter().fold(guest, |guest, word| guest.kernel_arg(word));
     if let Ok(term) = std::env::var("TERM") {
@@ -192,6 +208,17 @@ fn tools() -> Result<()> {
 impl Args {
     fn has_no_disk(&self) -> bool {
         self.disk.as_deref() == Some(Path::new("none"))
+    }
+
+    /// What the guest runs on, with nothing in it.
+    fn machine(&self) -> Result<Guest> {
+        if !self.qemu {
+            return Ok(Guest::new(&Kernel::ensure(&mut say)?));
+        }
+        let (qemu, kernel) = (Qemu::ensure(&mut say)?, StockKernel::ensure(&mut say)?);
+        // As many processors as the disk has queues: Linux takes one for each.
+        let processors = self.queues.unwrap_or(1);
+        Ok(Guest::in_qemu(&qemu, &kernel).processors(processors).qemu_args(&self.qemu_arg))
     }
 
     fn disk(&self) -> Result<Option<ServedDisk>> {

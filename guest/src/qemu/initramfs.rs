@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -41,12 +41,18 @@ impl Initramfs {
         self.entry(relative(path), PROGRAM, contents);
     }
 
+    /// A file of this machine at `path`.
+    pub(super) fn copy(&mut self, source: &Path, path: &Path) -> Result<()> {
+        self.file(path, &read(source)?);
+        Ok(())
+    }
+
     /// A program of this machine at `path`, and the libraries that it needs where they are here.
     pub(super) fn program(&mut self, source: &Path, path: &Path) -> Result<()> {
-        self.file(path, &read(source)?);
+        self.copy(source, path)?;
         for library in libraries(source)? {
             if !self.paths.contains(relative(&library)) {
-                self.file(&library, &read(&library)?);
+                self.copy(&library, &library)?;
             }
         }
         Ok(())
@@ -110,17 +116,6 @@ fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
 fn paths_of_ldd(text: &str) -> Vec<PathBuf> {
     let words = text.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')));
     words.map(PathBuf::from).collect()
-}
-
-/// Appends a job's words, each with a 0 behind it.
-pub(super) fn write_words(words: impl IntoIterator<Item = impl AsRef<std::ffi::OsStr>>) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    for word in words {
-        // A vector takes everything.
-        let _ = bytes.write_all(word.as_ref().as_encoded_bytes());
-        bytes.push(0);
-    }
-    bytes
 }
 
 #[cfg(test)]

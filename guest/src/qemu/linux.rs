@@ -1,38 +1,47 @@
-//! A distribution's own Linux kernel for QEMU's machines, with virtio-blk: User-mode Linux can't run there.
+//! A distribution's own Linux kernel for QEMU's machines: User-mode Linux can't run there.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::apt::{RELEASE, Wanted};
+use crate::modules::{self, Module, Modules};
 use crate::{Error, Progress, Result, cache};
 
-/// The variant for virtual machines: small, and nearly all that such a machine needs is built in.
+/// The general kernel: the one for virtual machines has no f2fs and no 9p.
 const WANTED: Wanted = Wanted {
     name: "linux",
     what: "a Linux kernel for QEMU's machines",
     instead: "",
-    packages: &["linux-image-cloud-amd64"],
+    packages: &["linux-image-amd64"],
 };
 
 /// The packages that come along for an installation begin otherwise.
 const OWN_PACKAGES: &str = "linux-";
 
-/// The one thing that is not built in.
-const MODULE: &str = "kernel/drivers/block/virtio_blk.ko.xz";
+/// The modules of a guest's start: the host's files, the root made of them, disks; device mapper, for its control device is there
+/// with it only.
+const FIRST: &[&str] = &["9p", "9pnet_virtio", "overlay", "configfs", "virtio_blk", "dm_mod"];
+
+/// Those that are kept beside them, with all that they need: what works on zones, and what makes zones.
+const KEPT: &[&str] =
+    &["btrfs", "dm_zoned", "ext4", "f2fs", "loop", "null_blk", "scsi_debug", "sd_mod", "zonefs"];
 
 const IMAGE: &str = "vmlinuz";
-const UNPACKED_MODULE: &str = "virtio_blk.ko";
+const MODULES: &str = "modules";
+const MODULE_SUFFIX: &str = ".ko.xz";
 
-/// A kernel image and the modules that a machine with a virtio-blk disk needs.
+/// A kernel image and the modules that a guest may want.
 #[derive(Clone, Debug)]
 pub struct StockKernel {
     dir: PathBuf,
 }
 
 impl StockKernel {
-    /// The kernel; the first call downloads one, some 55 MB, in seconds. It needs no root and changes nothing outside the cache.
+    /// The kernel; the first call downloads one, some 150 MB, in half a minute. It needs no root and changes nothing outside the
+    /// cache.
     ///
     /// # Errors
     /// The machine has no `apt-get` to get one, or none of its package sources has one.
@@ -45,10 +54,10 @@ impl StockKernel {
             progress(&format!("linux: unpacking {} packages", archives.len()));
             let root = ready.join("root");
             work.unpack(&archives, &root)?;
-            let modules = only_entry(&root.join("usr/lib/modules"))?;
-            let (image, kept) = (find_image(&root, &modules), ready.join(IMAGE));
+            let installed = only_entry(&root.join("usr/lib/modules"))?;
+            let (image, kept) = (find_image(&root, &installed), ready.join(IMAGE));
             fs::rename(&image, &kept).map_err(Error::io("move the kernel", &image))?;
-            decompress(&modules.join(MODULE), &ready.join(UNPACKED_MODULE))?;
+            keep_modules(&installed, &ready.join(MODULES))?;
             fs::remove_dir_all(&root).map_err(Error::io("remove", &root))
         })?;
         Ok(StockKernel { dir })
@@ -70,16 +79,61 @@ impl StockKernel {
         self.dir.join(IMAGE)
     }
 
-    /// The modules, in the order in which they are to be loaded.
+    /// The directory of the [`modules`](crate::modules).
     #[must_use]
-    pub fn modules(&self) -> Vec<PathBuf> {
-        vec![self.dir.join(UNPACKED_MODULE)]
+    pub fn modules(&self) -> PathBuf {
+        self.dir.join(MODULES)
+    }
+
+    /// The files of the modules that a guest starts with, in the order in which they are to be loaded.
+    pub(super) fn first_modules(&self) -> Result<Vec<PathBuf>> {
+        let dir = self.modules();
+        let known = Modules::read(&dir).map_err(Error::io("read the modules in", &dir))?;
+        let mut names = Vec::new();
+        for name in FIRST.iter().flat_map(|name| known.order(name)) {
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        Ok(names.iter().map(|name| modules::file(&dir, name)).collect())
     }
 }
 
 fn key() -> String {
-    let what = format!("{} {MODULE}", WANTED.packages.join(" "));
+    let what = format!("{} {} {}", WANTED.packages.join(" "), FIRST.join(" "), KEPT.join(" "));
     format!("linux-{RELEASE}-{}", cache::fingerprint(what.as_bytes()))
+}
+
+/// Decompresses the modules that we want, with all that they need, and writes down what they are. What is not among the modules is
+/// built into the kernel.
+fn keep_modules(installed: &Path, to: &Path) -> Result<()> {
+    let mut files = BTreeMap::new();
+    find_modules(&installed.join("kernel"), &mut files)?;
+    fs::create_dir(to).map_err(Error::io("make the directory", to))?;
+    let mut kept = Modules::default();
+    let mut wanted: Vec<String> = FIRST.iter().chain(KEPT).map(|name| (*name).to_owned()).collect();
+    while let Some(name) = wanted.pop() {
+        let Some(file) = files.get(&name).filter(|_| !kept.contains(&name)) else { continue };
+        let path = modules::file(to, &name);
+        decompress(file, &path)?;
+        let module = Module::parse(&fs::read(&path).map_err(Error::io("read", &path))?);
+        wanted.extend(module.depends.iter().cloned());
+        kept.insert(&name, module);
+    }
+    kept.write(to).map_err(Error::io("write an index to", to))
+}
+
+/// All modules below `dir`, by name.
+fn find_modules(dir: &Path, files: &mut BTreeMap<String, PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(dir).map_err(Error::io("read", dir))?.flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            find_modules(&path, files)?;
+        } else if let Some(name) = entry.file_name().to_string_lossy().strip_suffix(MODULE_SUFFIX) {
+            files.insert(name.replace('-', "_"), path);
+        }
+    }
+    Ok(())
 }
 
 fn only_entry(dir: &Path) -> Result<PathBuf> {

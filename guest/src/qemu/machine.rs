@@ -1,189 +1,195 @@
-//! A Linux guest in a machine of QEMU's, with a disk behind a vhost-user socket: QEMU itself is the front-end.
+//! The command line of a machine of QEMU's with Linux: the host's files come over 9p, the kernel's log over a serial line.
 
-use std::ffi::OsString;
-use std::fs::{self, File};
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
-use std::time::Duration;
 
-use super::initramfs::{Initramfs, write_words};
+use super::initramfs::Initramfs;
 use super::{Qemu, StockKernel};
-use crate::command::{tail, tail_of_file};
-use crate::process::{Process, Role, launch};
-use crate::{Error, Result, packages, programs};
+use crate::Result;
+use crate::boot::{Disk, Guest};
+use crate::job::{self, HOST_TAG, JOB_TAG};
 
-/// Enough for a kernel, the programs in memory and what they do.
-const MEMORY_MIB: u32 = 768;
+/// The queues' size: what QEMU's virtio-blk has by default is 256, and this is enough for any request of ours.
+const QUEUE_SIZE: u16 = 128;
 
-/// What process 1 is told, so that it knows where it is.
-const ROLE: &str = "initramfs";
+/// The size of virtio-blk's configuration space with its zoned part (virtio 1.3, 5.2.4).
+const CONFIG_LEN_BYTES: u32 = 96;
 
-/// A Linux guest that runs one command, on a disk that is `/dev/vda`.
-///
-/// It needs no virtualization (TCG). It has no files but the programs that were given to it.
-#[derive(Clone, Debug)]
-pub struct QemuGuest {
-    qemu: Qemu,
-    kernel: StockKernel,
-    processors: u32,
-    disk: OsString,
-    programs: Vec<String>,
-    argv: Vec<OsString>,
-}
+/// virtio's number for a block device.
+const BLOCK_DEVICE: u32 = 2;
 
-/// A guest that runs. It is killed when this is dropped.
-#[derive(Debug)]
-pub struct RunningGuest {
-    process: Process,
-    dir: tempfile::TempDir,
-}
-
-impl QemuGuest {
-    /// A guest with the disk at `socket`, which QEMU's `vhost-user-blk-pci` attaches. It connects again, every so many
-    /// milliseconds, when the connection is closed; with 0 it does not.
-    #[must_use]
-    pub fn new(
-        qemu: &Qemu,
-        kernel: &StockKernel,
-        socket: &Path,
-        queues: u16,
+/// The device by which QEMU attaches a vhost-user socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FrontEnd {
+    /// `vhost-user-test-device-pci`: each feature bit and the whole configuration are passed on, so the disk may be zoned. It tracks
+    /// no requests in flight and does not connect again.
+    TestDevice,
+    /// `vhost-user-blk-pci`: for disks without zones, whose feature it does not know. It tracks requests in flight, and when the
+    /// connection is closed it tries to connect again, every so many milliseconds; with 0 it does not.
+    Blk {
+        /// The time between two attempts.
         reconnect_ms: u32,
-    ) -> QemuGuest {
-        let mut disk = OsString::from(format!("socket,id=disk,reconnect-ms={reconnect_ms},path="));
-        // A comma ends an option's value, two are one.
-        disk.push(socket.to_string_lossy().replace(',', ",,"));
-        QemuGuest {
-            qemu: qemu.clone(),
+    },
+}
+
+/// What a machine has of its own.
+#[derive(Clone, Debug)]
+pub(crate) struct QemuMachine {
+    qemu: PathBuf,
+    pub(crate) kernel: StockKernel,
+    pub(crate) processors: u16,
+    pub(crate) front_end: FrontEnd,
+    pub(crate) args: Vec<OsString>,
+    /// The guest that QEMU runs in, and the script that starts it there.
+    pub(crate) host: Option<Box<(Guest, OsString)>>,
+}
+
+/// What a machine is told of the guest.
+#[derive(Debug)]
+pub(crate) struct Surroundings<'a> {
+    /// The directory that it shares with us.
+    pub(crate) dir: &'a Path,
+    /// Where the kernel's log goes, in it.
+    pub(crate) log: &'a Path,
+    pub(crate) guest_init: &'a Path,
+    pub(crate) memory_mib: u32,
+    pub(crate) disks: &'a [Disk],
+    pub(crate) shares: &'a [PathBuf],
+    pub(crate) kernel_args: &'a [String],
+    pub(crate) is_interactive: bool,
+}
+
+impl QemuMachine {
+    pub(crate) fn new(qemu: &Qemu, kernel: &StockKernel) -> QemuMachine {
+        QemuMachine {
+            qemu: qemu.path().to_path_buf(),
             kernel: kernel.clone(),
-            processors: queues.into(),
-            disk,
-            programs: Vec::new(),
-            argv: Vec::new(),
+            processors: 1,
+            front_end: FrontEnd::TestDevice,
+            args: Vec::new(),
+            host: None,
         }
     }
 
-    /// Takes a program of this machine into the guest, with its libraries.
-    #[must_use]
-    pub fn program(mut self, name: impl Into<String>) -> QemuGuest {
-        self.programs.push(name.into());
-        self
+    /// QEMU's program and arguments. The guest's first files are written into its directory.
+    pub(crate) fn words(&self, guest: &Surroundings<'_>) -> Result<Vec<OsString>> {
+        let files = guest.dir.join("initramfs");
+        self.first_files(guest.guest_init)?.write(&files)?;
+        let Self { processors, .. } = self;
+        let memory_mib = guest.memory_mib;
+        let mut line = Line(vec![self.qemu.clone().into()]);
+        // A daemon can see the memory.
+        line.add("-object", format!("memory-backend-memfd,id=memory,size={memory_mib}M,share=on"));
+        line.add("-m", format!("{memory_mib}M"));
+        line.add("-machine", "q35,memory-backend=memory");
+        line.add("-accel", if *processors == 1 { "tcg,thread=single" } else { "tcg" });
+        line.add("-cpu", "max");
+        line.add("-smp", processors.to_string());
+        line.0.extend(["-nodefaults", "-no-user-config", "-no-reboot"].map(OsString::from));
+        line.add("-display", "none");
+        line.path("-chardev", "file,id=log,append=on,path=", guest.log);
+        line.add("-serial", "chardev:log");
+        if guest.is_interactive {
+            line.add("-chardev", "stdio,id=terminal,signal=off");
+            line.add("-device", "virtio-serial-pci");
+            line.add("-device", "virtconsole,chardev=terminal");
+        }
+        // Reading is all that it may do to the host's files.
+        host_directory(&mut line, HOST_TAG, Path::new("/"), ",readonly=on");
+        host_directory(&mut line, JOB_TAG, guest.dir, "");
+        for (number, share) in guest.shares.iter().enumerate() {
+            host_directory(&mut line, &job::share_tag(number), share, "");
+        }
+        for (number, disk) in guest.disks.iter().enumerate() {
+            self.disk(&mut line, number, disk);
+        }
+        line.add("-kernel", self.kernel.image());
+        line.add("-initrd", files);
+        let mut words = "console=ttyS0 quiet panic=-1 rdinit=/init".to_owned();
+        for arg in guest.kernel_args {
+            words.push(' ');
+            words.push_str(arg);
+        }
+        // A plain word, and process 1's own.
+        line.add("-append", format!("{words} -- {}", guest.dir.display()));
+        line.0.extend(self.args.iter().cloned());
+        Ok(line.0)
     }
 
-    /// The command to run: the first word is a path in the guest, `/bin/NAME` for a [`program`](QemuGuest::program).
-    #[must_use]
-    pub fn command<A: Into<OsString>>(mut self, argv: impl IntoIterator<Item = A>) -> QemuGuest {
-        self.argv = argv.into_iter().map(Into::into).collect();
-        self
-    }
-
-    /// Boots it.
-    ///
-    /// # Errors
-    /// A program is not there, or QEMU can't be started.
-    pub fn start(&self) -> Result<RunningGuest> {
-        let dir = tempfile::Builder::new()
-            .prefix("zbd-guest-")
-            .tempdir()
-            .map_err(Error::io("make a directory in", std::env::temp_dir()))?;
-        let files = dir.path().join("initramfs");
-        self.write_files(&files)?;
-
-        let console = File::create(dir.path().join(LOG)).map_err(Error::io("make", dir.path()))?;
-        let errors = console.try_clone().map_err(Error::io("duplicate", dir.path()))?;
-        let mut command = launch(&programs::guest_init()?, Role::Kernel, self.qemu.path());
-        command.args(self.args(&files, &dir.path().join(OUTPUT)));
-        command.stdin(Stdio::null()).stdout(console).stderr(errors);
-        Ok(RunningGuest { process: Process::start(&mut command)?, dir })
-    }
-
-    fn write_files(&self, to: &Path) -> Result<()> {
+    /// Process 1, and the modules without which it does not come to the host's files.
+    fn first_files(&self, guest_init: &Path) -> Result<Initramfs> {
         let mut files = Initramfs::new();
-        for dir in ["/dev", "/proc", "/sys", "/tmp", "/modules"] {
+        for dir in ["/dev", "/proc", "/sys", job::HOST_DIR, job::FIRST_MODULES_DIR] {
             files.directory(Path::new(dir));
         }
-        files.program(&programs::guest_init()?, Path::new("/init"))?;
-        for (number, module) in self.kernel.modules().iter().enumerate() {
-            let contents = fs::read(module).map_err(Error::io("read", module))?;
-            files.file(&PathBuf::from(format!("/modules/{number:03}.ko")), &contents);
+        files.program(guest_init, Path::new("/init"))?;
+        for (number, module) in self.kernel.first_modules()?.iter().enumerate() {
+            files.copy(module, &Path::new(job::FIRST_MODULES_DIR).join(format!("{number:03}.ko")))?;
         }
-        for name in &self.programs {
-            let missing = || Error::MissingPackages { names: vec![name.clone()] };
-            let source = packages::program(name).ok_or_else(missing)?;
-            files.program(&source, &Path::new("/bin").join(name))?;
-        }
-        files.file(Path::new("/job"), &write_words(&self.argv));
-        files.write(to)
+        Ok(files)
     }
 
-    fn args(&self, files: &Path, output: &Path) -> Vec<OsString> {
+    fn disk(&self, line: &mut Line, number: usize, disk: &Disk) {
         let Self { processors, .. } = self;
-        let mut output_option = OsString::from("file:");
-        output_option.push(output);
-        let mut args: Vec<OsString> = vec!["-object".into()];
-        args.push(format!("memory-backend-memfd,id=memory,size={MEMORY_MIB}M,share=on").into());
-        args.extend(
-            ["-machine", "q35,memory-backend=memory", "-accel", "tcg", "-cpu", "max"].map(Into::into),
-        );
-        args.extend(["-m".into(), format!("{MEMORY_MIB}M").into()]);
-        args.extend(["-smp".into(), processors.to_string().into()]);
-        args.extend(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"].map(Into::into));
-        // The kernel's console, and one for the command's output alone.
-        args.extend(["-serial".into(), "stdio".into(), "-serial".into(), output_option]);
-        args.extend(["-kernel".into(), self.kernel.image().into(), "-initrd".into(), files.into()]);
-        // Its words behind the dashes are for process 1.
-        let words = format!("console=ttyS0 quiet panic=-1 rdinit=/init -- {ROLE}");
-        args.extend(["-append".into(), words.into(), "-chardev".into(), self.disk.clone()]);
-        let device = format!("vhost-user-blk-pci,chardev=disk,num-queues={processors},queue-size=128");
-        args.extend(["-device".into(), device.into()]);
-        args
+        let path = match disk {
+            Disk::Qemus(path) => {
+                // What lies in /dev may be there in another guest only, so nothing can be asked of it here.
+                let driver = if path.starts_with("/dev") { "host_device,cache.direct=on" } else { "file" };
+                let options = format!("driver={driver},node-name=disk{number},discard=unmap,filename=");
+                line.path("-blockdev", &options, path);
+                line.add("-device", format!("virtio-blk-pci,drive=disk{number},num-queues={processors}"));
+                return;
+            }
+            Disk::Socket(path) => path,
+        };
+        let (reconnect, device) = match self.front_end {
+            FrontEnd::TestDevice => (
+                String::new(),
+                format!(
+                    "vhost-user-test-device-pci,chardev=disk{number},virtio-id={BLOCK_DEVICE},num_vqs={processors},\
+                     vq_size={QUEUE_SIZE},config_size={CONFIG_LEN_BYTES}"
+                ),
+            ),
+            FrontEnd::Blk { reconnect_ms } => (
+                format!("reconnect-ms={reconnect_ms},"),
+                format!(
+                    "vhost-user-blk-pci,chardev=disk{number},num-queues={processors},queue-size={QUEUE_SIZE}"
+                ),
+            ),
+        };
+        line.path("-chardev", &format!("socket,id=disk{number},{reconnect}path="), path);
+        line.add("-device", device);
     }
 }
 
-/// In the guest's directory: what kernel and QEMU say, and what the command does.
-const LOG: &str = "log";
-const OUTPUT: &str = "output";
+/// A directory that the guest mounts by its tag.
+fn host_directory(line: &mut Line, tag: &str, path: &Path, options: &str) {
+    // Files are of the user who runs QEMU; other file systems below the directory have numbers of their own for their files.
+    line.path("-fsdev", &format!("local,id={tag},security_model=none,multidevs=remap{options},path="), path);
+    line.add("-device", format!("virtio-9p-pci,fsdev={tag},mount_tag={tag}"));
+}
 
-/// Before the command's exit status, at the end of its output.
-const STATUS: &str = "\nguest-init: the command ended with ";
+/// A command line that grows.
+struct Line(Vec<OsString>);
 
-impl RunningGuest {
-    /// What the command has written until now, on standard output and standard error.
-    #[must_use]
-    pub fn output(&self) -> String {
-        let bytes = fs::read(self.dir.path().join(OUTPUT)).unwrap_or_default();
-        // The line discipline of a terminal.
-        String::from_utf8_lossy(&bytes).replace('\r', "")
+impl Line {
+    fn add(&mut self, option: &str, value: impl Into<OsString>) {
+        self.0.extend([option.into(), value.into()]);
     }
 
-    /// The end of what the kernel has logged, and QEMU.
-    #[must_use]
-    pub fn log(&self) -> String {
-        tail_of_file(&self.dir.path().join(LOG))
+    /// A value with a path in it. A comma ends a part of a value, two are one.
+    fn path(&mut self, option: &str, before: &str, path: &Path) {
+        let mut value = OsString::from(before);
+        let mut parts = path.as_os_str().as_encoded_bytes().split(|byte| *byte == b',');
+        value.push(parts.next().map(os_str).unwrap_or_default());
+        for part in parts {
+            value.push(",,");
+            value.push(os_str(part));
+        }
+        self.add(option, value);
     }
+}
 
-    /// How QEMU ended, if it has.
-    ///
-    /// # Errors
-    /// The system does not say.
-    pub fn poll(&mut self) -> Result<Option<ExitStatus>> {
-        self.process.poll()
-    }
-
-    /// Waits for the command's end: its exit status and its output.
-    ///
-    /// # Errors
-    /// It did not end in time (it is killed then), or the guest ended without it.
-    pub fn finish(mut self, limit: Duration) -> Result<(i32, String)> {
-        let ended = self.process.wait(limit)?;
-        self.process.kill();
-        let (output, log) = (self.output(), self.log());
-        let Some(status) = ended else {
-            let stdout = tail(output.as_bytes());
-            return Err(Error::TimedOut { after: limit, stdout, stderr: String::new(), log });
-        };
-        let ended = output
-            .rsplit_once(STATUS)
-            .and_then(|(output, status)| Some((status.trim().parse().ok()?, output.to_owned())));
-        ended.ok_or(Error::Ended { status, stderr: tail(output.as_bytes()), log })
-    }
+fn os_str(bytes: &[u8]) -> &OsStr {
+    std::os::unix::ffi::OsStrExt::from_bytes(bytes)
 }

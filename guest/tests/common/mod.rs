@@ -8,7 +8,7 @@ use std::fmt::Display;
 use std::path::Path;
 use std::time::Duration;
 
-use virtio_zbd_guest::{Error, Guest, Kernel, Output, cache};
+use virtio_zbd_guest::{Error, Guest, Kernel, Output, Qemu, StockKernel, cache};
 
 /// Long for what a test does, short for a test run that hangs.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(120);
@@ -16,6 +16,13 @@ pub(crate) const TIMEOUT: Duration = Duration::from_secs(120);
 /// A guest without a disk, limited in time.
 pub(crate) fn guest() -> Guest {
     Guest::new(&Kernel::cached().or_fail("no kernel")).timeout(TIMEOUT).current_dir("/")
+}
+
+/// A machine of QEMU's with a stock kernel, without a disk, limited in time.
+pub(crate) fn qemu_guest() -> Guest {
+    let (qemu, kernel) =
+        (Qemu::cached().or_fail("no QEMU"), StockKernel::cached().or_fail("no stock kernel"));
+    Guest::in_qemu(&qemu, &kernel).timeout(TIMEOUT).current_dir("/")
 }
 
 /// Runs a script in a guest when it is our turn.

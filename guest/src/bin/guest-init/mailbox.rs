@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 use virtio_zbd_guest::job::{self, Job, Outcome};
 
-use crate::root::mount_hostfs;
+use crate::host::Host;
 
 /// All files are opened at once: they stay usable when the root is exchanged under them.
 pub(crate) struct Mailbox {
@@ -16,12 +16,14 @@ pub(crate) struct Mailbox {
     pub(crate) stdout: File,
     pub(crate) stderr: File,
     result: File,
+    /// The host's path of this program.
+    pub(crate) guest_init: PathBuf,
 }
 
 impl Mailbox {
-    /// `dir` is on the root that the kernel mounted: the host's, read-only. hostfs on top of it makes it writable.
-    pub(crate) fn open(dir: &Path) -> Result<Mailbox> {
-        mount_hostfs(dir, dir)?;
+    /// `dir` is the host's path of the directory.
+    pub(crate) fn open(host: Host, dir: &Path) -> Result<Mailbox> {
+        host.mount_job(dir)?;
         let append = |name: &str| {
             let file = File::options().append(true).create(true).open(dir.join(name));
             file.with_context(|| format!("can't open {}", dir.join(name).display()))
@@ -31,6 +33,7 @@ impl Mailbox {
             stdout: append(job::STDOUT)?,
             stderr: append(job::STDERR)?,
             result: append(job::RESULT)?,
+            guest_init: fs::read_link(dir.join(job::INIT)).context("can't find the way to this program")?,
             dir: dir.to_path_buf(),
         })
     }

@@ -2,14 +2,15 @@
 //!
 //! - As process 1 of a guest, `guest-init DIRECTORY`: makes the guest's root, runs the job in DIRECTORY (a directory of the
 //!   host, see `virtio_zbd_guest::job`), leaves its result there and powers off.
-//! - As process 1 of a guest in QEMU, `guest-init initramfs`: runs the command that is in the guest's own files, and powers off.
+//! - In a guest whose kernel has modules, as `modprobe`: loads one.
 //! - In a guest, `guest-init session PROGRAM ARGUMENTS…`: becomes PROGRAM with standard input as its controlling terminal.
 //! - On the host, `guest-init launch kernel|daemon PARENT PROGRAM ARGUMENTS…`: becomes PROGRAM, tied to the life of process
 //!   PARENT.
 #![forbid(unsafe_code)]
 
-mod initramfs;
+mod host;
 mod mailbox;
+mod modules;
 mod network;
 mod root;
 mod run;
@@ -18,7 +19,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::Write;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -29,14 +30,16 @@ use rustix::process::{
 use rustix::system::{RebootCommand, reboot};
 use virtio_zbd_guest::job::Outcome;
 
+use host::Host;
 use mailbox::Mailbox;
 
 fn main() -> ExitCode {
-    let mut args = std::env::args_os().skip(1);
-    let first = args.next().unwrap_or_default();
-    if std::process::id() == 1 && first == initramfs::ROLE {
-        initramfs::init();
+    let mut args = std::env::args_os();
+    let name = args.next().map(PathBuf::from).unwrap_or_default();
+    if name.ends_with(modules::MODPROBE) {
+        return end(modules::modprobe(args));
     }
+    let first = args.next().unwrap_or_default();
     if std::process::id() == 1 {
         init(Path::new(&first));
     }
@@ -46,10 +49,17 @@ fn main() -> ExitCode {
         _ => Err(anyhow!("this is process 1 of the project's guests; `cargo xtask guest` starts one")),
     };
     // Who becomes another program does not come here.
-    if let Err(error) = became {
-        say(&format!("{error:#}"));
+    end(became)
+}
+
+fn end(result: Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&format!("{error:#}"));
+            ExitCode::from(125)
+        }
     }
-    ExitCode::from(125)
 }
 
 /// Process 1 speaks in the kernel's log (its console may have failed to open); on the host, in the log of what is launched.
@@ -63,9 +73,10 @@ fn say(message: &str) {
 
 /// Process 1 does not return: the kernel would panic.
 fn init(dir: &Path) -> ! {
-    match Mailbox::open(dir) {
-        Ok(mut mailbox) => {
-            let outcome = do_job(&mut mailbox).unwrap_or_else(|error| Outcome::Failed(format!("{error:#}")));
+    match Host::reach().and_then(|host| Ok((host, Mailbox::open(host, dir)?))) {
+        Ok((host, mut mailbox)) => {
+            let outcome =
+                do_job(host, &mut mailbox).unwrap_or_else(|error| Outcome::Failed(format!("{error:#}")));
             if let Err(error) = mailbox.post(&outcome) {
                 say(&format!("can't leave the result {outcome:?}: {error:#}"));
             }
@@ -80,10 +91,13 @@ fn init(dir: &Path) -> ! {
     }
 }
 
-fn do_job(mailbox: &mut Mailbox) -> Result<Outcome> {
+fn do_job(host: Host, mailbox: &mut Mailbox) -> Result<Outcome> {
     let job = mailbox.job()?;
-    root::enter(&job)?;
-    run::run(&job, mailbox)
+    root::enter(host, &job)?;
+    if let Some(dir) = &job.modules {
+        modules::install(dir, &mailbox.guest_init)?;
+    }
+    run::run(host, &job, mailbox)
 }
 
 fn session(mut args: impl Iterator<Item = OsString>) -> Result<()> {

@@ -2,16 +2,16 @@
 
 use std::ffi::CString;
 use std::fs;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-use rustix::process::{chdir, pivot_root};
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_move, unmount};
+use rustix::process::{chdir, chroot, pivot_root};
 use rustix::system::sethostname;
 use virtio_zbd_guest::job::Job;
 
+use crate::host::Host;
 use crate::{network, say};
 
 /// Any directory that every host has: the new root is put together below it, out of sight.
@@ -19,8 +19,8 @@ const STAGE: &str = "/proc";
 
 const HOST_NAME: &[u8] = b"guest";
 
-/// Exchanges the root that the kernel mounted (the host's, read-only) for one that the guest may write to.
-pub(crate) fn enter(job: &Job) -> Result<()> {
+/// Exchanges the root that the kernel mounted for one with the host's files that the guest may write to.
+pub(crate) fn enter(host: Host, job: &Job) -> Result<()> {
     let stage = Path::new(STAGE);
     mount_fs("tmpfs", stage, "mode=0755")?;
     let root = stage.join("root");
@@ -28,18 +28,28 @@ pub(crate) fn enter(job: &Job) -> Result<()> {
         let dir = stage.join(name);
         fs::create_dir(&dir).with_context(|| format!("can't make {}", dir.display()))?;
     }
-    let layers = format!("lowerdir=/,upperdir={STAGE}/upper,workdir={STAGE}/work");
+    let lower = host.root().display();
+    let layers = format!("lowerdir={lower},upperdir={STAGE}/upper,workdir={STAGE}/work");
     mount_fs("overlay", &root, &layers)?;
-    for share in &job.shares {
+    for (number, share) in job.shares.iter().enumerate() {
         let target = root.join(share.strip_prefix("/").unwrap_or(share));
         fs::create_dir_all(&target).with_context(|| format!("can't make {}", target.display()))?;
-        mount_hostfs(share, &target)?;
+        host.mount_share(number, share, &target)?;
     }
 
-    // The new root on top of the old one, and then the old one away from below it.
     chdir(&root).context("can't enter the new root")?;
-    pivot_root(".", ".").context("can't exchange the root")?;
-    unmount(".", UnmountFlags::DETACH).context("can't drop the old root")?;
+    match host {
+        // The new root on top of the old one, and then the old one away from below it.
+        Host::Uml => {
+            pivot_root(".", ".").context("can't exchange the root")?;
+            unmount(".", UnmountFlags::DETACH).context("can't drop the old root")?;
+        }
+        // The kernel's first root can't be exchanged: it stays, below the new one.
+        Host::Qemu => {
+            mount_move(".", "/").context("can't move the new root")?;
+            chroot(".").context("can't enter the new root")?;
+        }
+    }
     chdir("/").context("can't enter the new root")?;
 
     mount_kernel_file_systems(job)?;
@@ -67,14 +77,7 @@ pub(crate) fn leave() {
     rustix::fs::sync();
 }
 
-/// Mounts the host's directory `source`, writable.
-pub(crate) fn mount_hostfs(source: &Path, target: &Path) -> Result<()> {
-    let data = CString::new(source.as_os_str().as_bytes()).context("a path contains a NUL")?;
-    mount("none", target, "hostfs", MountFlags::empty(), data.as_c_str())
-        .with_context(|| format!("can't mount the host's {} on {}", source.display(), target.display()))
-}
-
-fn mount_fs(kind: &str, target: &Path, options: &str) -> Result<()> {
+pub(crate) fn mount_fs(kind: &str, target: &Path, options: &str) -> Result<()> {
     let data = CString::new(options).context("an option contains a NUL")?;
     mount(kind, target, kind, MountFlags::empty(), data.as_c_str())
         .with_context(|| format!("can't mount {kind} on {}", target.display()))

@@ -13,6 +13,7 @@ use rustix::process::{Pid, PidfdFlags, WaitOptions, WaitStatus, pidfd_open, wait
 use rustix::termios::{Winsize, tcsetwinsize};
 use virtio_zbd_guest::job::{Job, Outcome, Status};
 
+use crate::host::Host;
 use crate::mailbox::Mailbox;
 
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -25,22 +26,42 @@ const NOT_RUNNABLE: i32 = 126;
 /// background may hold the pipe open for ever.
 const QUIET_MS: i64 = 200;
 
-/// A disk is there when the kernel starts process 1, or hardly later.
+/// A disk is there when the kernel starts process 1 (or has loaded a module), or hardly later.
 const DISK_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// An emulated processor takes its time.
+const EMULATED_DISK_TIMEOUT: Duration = Duration::from_secs(20);
+
+impl Host {
+    fn disk_timeout(self) -> Duration {
+        match self {
+            Host::Uml => DISK_TIMEOUT,
+            Host::Qemu => EMULATED_DISK_TIMEOUT,
+        }
+    }
+
+    /// The terminal of an interactive command.
+    fn console(self) -> &'static str {
+        match self {
+            Host::Uml => "/dev/tty0",
+            Host::Qemu => "/dev/hvc0",
+        }
+    }
+}
 
 /// Runs the command to its end.
 ///
 /// # Errors
 /// It could not be tried. A command that can't be found or run is a status, as in a shell.
-pub(crate) fn run(job: &Job, mailbox: &mut Mailbox) -> Result<Outcome> {
-    await_disks(job.disk_count)?;
+pub(crate) fn run(host: Host, job: &Job, mailbox: &mut Mailbox) -> Result<Outcome> {
+    await_disks(job.disk_count, host.disk_timeout())?;
     std::env::set_current_dir(&job.cwd)
         .with_context(|| format!("the working directory {} is not in the guest", job.cwd.display()))?;
     let Some(program) = job.argv.first() else { bail!("the job has no command") };
 
     let mut command = match job.terminal {
         Some((rows, columns)) => {
-            let mut session = on_console(rows, columns)?;
+            let mut session = on_console(host.console(), rows, columns)?;
             session.arg(program);
             session
         }
@@ -65,8 +86,8 @@ pub(crate) fn run(job: &Job, mailbox: &mut Mailbox) -> Result<Outcome> {
     Ok(Outcome::Ran(status))
 }
 
-fn await_disks(count: usize) -> Result<()> {
-    let deadline = Instant::now() + DISK_TIMEOUT;
+fn await_disks(count: usize, limit: Duration) -> Result<()> {
+    let deadline = Instant::now() + limit;
     for letter in ('a'..='z').take(count) {
         let path = format!("/dev/vd{letter}");
         while !Path::new(&path).exists() {
@@ -80,9 +101,8 @@ fn await_disks(count: usize) -> Result<()> {
 }
 
 /// `guest-init session`, to which the command's own words are yet to be added, on the kernel's console.
-fn on_console(rows: u16, columns: u16) -> Result<Command> {
-    let console =
-        OpenOptions::new().read(true).write(true).open("/dev/tty0").context("can't open the console")?;
+fn on_console(path: &str, rows: u16, columns: u16) -> Result<Command> {
+    let console = OpenOptions::new().read(true).write(true).open(path).context("can't open the console")?;
     let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
     tcsetwinsize(&console, size).context("can't set the console's size")?;
     let copy = || console.try_clone().context("can't duplicate the console");
