@@ -30,6 +30,8 @@ extern crate alloc;
 mod bench;
 mod case;
 mod cases;
+#[cfg(feature = "driver")]
+pub mod driver;
 mod link;
 mod run;
 

@@ -50,6 +50,9 @@ pub(crate) enum Command {
     Replay(ReplayArgs),
     /// Measure a disk: requests a second, throughput, latency.
     Bench(BenchArgs),
+    /// Try whether a disk keeps the virtio specification, rule by rule. All that is on it will be gone. Exit status 0 when nothing that is required
+    /// failed, 1 when something did.
+    Conform(ConformArgs),
 }
 
 /// What kind of disk.
@@ -427,6 +430,43 @@ pub(crate) struct BenchArgs {
     /// Yes, `write` and `append` reset zones and overwrite what is there.
     #[arg(long)]
     pub(crate) destroy_data: bool,
+    /// For programs.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConformArgs {
+    /// The disk: the socket where anybody's vhost-user-blk back-end serves it, or an image that nobody serves.
+    #[arg(required_unless_present = "list")]
+    pub(crate) target: Option<PathBuf>,
+    /// What kind of disk a file holds; `none`: the file or device itself is the disk [default: host-managed].
+    #[arg(long, value_enum)]
+    pub(crate) zoned: Option<Zoned>,
+    /// How many seconds the disk may take for one answer.
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = parse::seconds)]
+    pub(crate) timeout: Duration,
+    /// Yes, all that is on the disk may be overwritten, and its zones reset.
+    #[arg(long)]
+    pub(crate) yes: bool,
+    /// Only this case (V26-a), or all cases of this rule (V26); can be given several times.
+    #[arg(long, value_name = "CASE|RULE")]
+    pub(crate) case: Vec<String>,
+    /// Not this case, or those of this rule; can be given several times.
+    #[arg(long, value_name = "CASE|RULE")]
+    pub(crate) except: Vec<String>,
+    /// Show the cases, and what each asks; no disk is needed.
+    #[arg(long, conflicts_with_all = ["target", "yes", "junit"])]
+    pub(crate) list: bool,
+    /// Which zones and which data: the same seed on the same disk sends the same.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Write the results to this file, too, as JUnit's XML for a CI system.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) junit: Option<PathBuf>,
+    /// Show what was sent and what came back for every case, not only for those that failed.
+    #[arg(long, conflicts_with = "json")]
+    pub(crate) verbose: bool,
     /// For programs.
     #[arg(long)]
     pub(crate) json: bool,

@@ -6,6 +6,7 @@ mod attach;
 mod bench;
 mod check;
 mod cli;
+mod conform;
 mod create;
 mod data;
 mod demo;
@@ -39,6 +40,8 @@ fn main() -> ExitCode {
         Command::Serve(_) => "info",
         // What an opening would warn of is among the findings.
         Command::Check(_) => "error",
+        // What is refused is what was tried, and stands in the table.
+        Command::Conform(_) => "error,virtio_zbd_vhost_user=off,virtio_zbd_device=off",
         _ => "warn,virtio_zbd_vhost_user::client=off",
     };
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level)).init();
@@ -58,12 +61,13 @@ fn main() -> ExitCode {
         Command::Append(args) => data::append(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Conform(args) => conform::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         // Who reads our output has seen enough (`vzbd report … | head`), and there is nothing to tell them.
         Err(error) if is_broken_pipe(&error) => ExitCode::from(1),
-        Err(error) if error.is::<check::Found>() => ExitCode::from(1),
+        Err(error) if error.is::<check::Found>() || error.is::<conform::Failed>() => ExitCode::from(1),
         Err(error) => {
             eprintln!("vzbd: {}", in_one_line(&error));
             ExitCode::from(if error.is::<WrongCall>() { 2 } else { 1 })

@@ -63,13 +63,9 @@ impl Target {
             }
             return Self::attach(&args.target, &args.target, args.timeout, access, options, None);
         }
-        let store = store(args, access)?;
-        // A directory of our own: nobody else can connect. The connection needs no name once it is made.
-        let place = private_dir().context("there is no place for a socket")?;
-        let socket = place.path().join("disk.sock");
-        let serve = ServeOptions { queues: options.queues.max(1), ..ServeOptions::default() };
-        let served = ServedDisk::start(store, serve, &socket)
-            .with_context(|| format!("{} can't be served", args.target.display()))?;
+        // The connection needs no name once it is made.
+        let (_place, served) = serve(args, access, options.queues.max(1))?;
+        let socket = served.socket().to_owned();
         Self::attach(&args.target, &socket, args.timeout, access, options, Some(served))
     }
 
@@ -87,9 +83,9 @@ impl Target {
         let transport =
             VhostUserTransport::connect(socket, &connect).map_err(|error| unconnected(&name, &error))?;
         let queues_offered = transport.queue_count();
-        let gave_up = Arc::new(AtomicBool::new(false));
-        let connection = Connection { monitor: transport.monitor(), gave_up: Arc::clone(&gave_up), timeout };
-        let wait = Patience { timeout, end: Instant::now(), gave_up };
+        let wait = Patience::new(timeout);
+        let connection =
+            Connection { monitor: transport.monitor(), gave_up: Arc::clone(&wait.gave_up), timeout };
         let options = Options { zones: ZoneSupport::Yes, ..options };
         let driver = match VirtioBlk::with(transport, options, wait, ArenaBuffer::zeroed) {
             Ok(driver) => driver,
@@ -166,11 +162,17 @@ impl Target {
 }
 
 /// Sleeps until the device calls, as long as it may take for one answer.
-struct Patience {
+pub(crate) struct Patience {
     timeout: Duration,
     end: Instant,
     /// What this has come to, for [`Connection`].
     gave_up: Arc<AtomicBool>,
+}
+
+impl Patience {
+    pub(crate) fn new(timeout: Duration) -> Self {
+        Self { timeout, end: Instant::now(), gave_up: Arc::default() }
+    }
 }
 
 impl Wait<VhostUserTransport> for Patience {
@@ -220,7 +222,8 @@ impl Connection {
     }
 }
 
-fn unconnected(name: &str, error: &ConnectError) -> anyhow::Error {
+/// Why there is no connection to be had, for a person.
+pub(crate) fn unconnected(name: &str, error: &ConnectError) -> anyhow::Error {
     match error {
         ConnectError::Socket { source, .. } if source.kind() == io::ErrorKind::NotFound => {
             wrong_call(format!("{name}: there is no such socket"))
@@ -239,7 +242,7 @@ fn unconnected(name: &str, error: &ConnectError) -> anyhow::Error {
 }
 
 /// Why the connection was lost, and what may be done.
-fn lost_text(lost: &Lost) -> String {
+pub(crate) fn lost_text(lost: &Lost) -> String {
     let hint = match lost {
         Lost::TimedOut { .. } => "; --timeout waits longer",
         Lost::Closed { request: Some(_) } => {
@@ -263,7 +266,10 @@ pub(crate) fn is_image(args: &TargetArgs) -> anyhow::Result<bool> {
 }
 
 /// Whether `path` is a socket.
-fn is_socket(path: &Path) -> anyhow::Result<bool> {
+///
+/// # Errors
+/// There is nothing of that name.
+pub(crate) fn is_socket(path: &Path) -> anyhow::Result<bool> {
     match fs::metadata(path) {
         Ok(file) => Ok(file.file_type().is_socket()),
         Err(error) if error.kind() == io::ErrorKind::NotFound && path == Path::new("ram") => {
@@ -274,6 +280,23 @@ fn is_socket(path: &Path) -> anyhow::Result<bool> {
         }
         Err(error) => Err(anyhow::anyhow!("{}: {error}", path.display())),
     }
+}
+
+/// Serves the disk in a file that nobody serves, on a socket in a directory of our own: nobody else can connect.
+///
+/// # Errors
+/// There is no such disk, or somebody else has it.
+pub(crate) fn serve(
+    args: &TargetArgs,
+    access: Access,
+    queues: u16,
+) -> anyhow::Result<(tempfile::TempDir, ServedDisk)> {
+    let store = store(args, access)?;
+    let place = private_dir().context("there is no place for a socket")?;
+    let options = ServeOptions { queues, ..ServeOptions::default() };
+    let served = ServedDisk::start(store, options, &place.path().join("disk.sock"))
+        .with_context(|| format!("{} can't be served", args.target.display()))?;
+    Ok((place, served))
 }
 
 /// The disk in a file that nobody serves.

@@ -1,10 +1,12 @@
-//! A kernel that does one thing: it finds the machine's virtio disks and runs the driver's test list on each. Its output is on
-//! the first serial line, its verdict in QEMU's exit status (`exit.rs`).
+//! A kernel that does one thing: it finds the machine's virtio disks and runs the driver's test list, or the conformance suite, on
+//! each. Its output is on the first serial line, its verdict in QEMU's exit status (`exit.rs`).
 //!
 //! Words on its command line:
 //! - `peer=exact|exact-plain|qemu|plain`: run the list and expect what this kind of disk does (`virtio_zbd_checks::Peer`).
 //!   Without it each disk is only taken into use and described.
 //! - `seed=NUMBER`: for the list's random parts.
+//! - `conform=all`, or cases and rules, `conform=V26,V4-a`: run the conformance suite instead of the list; `except=…`: without
+//!   these; `fill_max_sectors=NUMBER`: see `virtio_zbd_conform::RunOptions`.
 //! - `random=NUMBER`: only the random part of the list, with so many requests.
 //! - `queues=NUMBER`, `depth=NUMBER`, `zones=no`: the driver's `Options`; all queues, its default and zones if not given.
 //! - `log=error|warn|info|debug|trace`: from which level on the libraries' log lines are shown; `warn` if not given.
@@ -16,6 +18,7 @@
 extern crate alloc;
 
 mod checks;
+mod conform;
 mod crash;
 mod wait;
 
@@ -37,6 +40,7 @@ fn main(machine: &Machine) -> Outcome {
     }
 
     let wishes = Wishes::of(machine);
+    let cases = conform::options(machine);
     let disks = machine.disks();
     if disks.is_empty() {
         say!(
@@ -46,7 +50,11 @@ fn main(machine: &Machine) -> Outcome {
     }
     let mut outcome = Outcome::Passed;
     for disk in disks {
-        if !checks::run(disk, &wishes) {
+        let passed = match &cases {
+            Some(options) => conform::run(disk, options),
+            None => checks::run(disk, &wishes),
+        };
+        if !passed {
             outcome = Outcome::Failed;
         }
     }
