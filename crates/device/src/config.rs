@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use thiserror::Error;
 use virtio_zbd_spec::{BlkConfig, Features, Model, ZonedCharacteristics};
-use virtio_zbd_zones::{Geometry, SECTOR_LEN_BYTES};
+use virtio_zbd_zones::{self as zones, Geometry, SECTOR_LEN_BYTES};
 use zerocopy::{FromZeros, IntoBytes};
 
 /// Segments in a request: with header and status they fit a queue of 128 descriptors, for drivers without INDIRECT_DESC.
@@ -22,7 +22,7 @@ pub const QUEUE_SIZE_MAX: u16 = 1024;
 const WRITEBACK_OFFSET: usize = core::mem::offset_of!(BlkConfig, writeback);
 
 /// What a disk is to a driver.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Offer {
     pub(crate) capacity_sectors: u64,
     pub(crate) block_len_bytes: u32,
@@ -92,7 +92,10 @@ fn zoned(geometry: &Geometry) -> ZonedCharacteristics {
     zoned.max_active_zones.set(config.max_active_zones);
     zoned.max_append_sectors.set(config.max_append_sectors);
     zoned.write_granularity.set(config.write_granularity_bytes);
-    zoned.model = Model::HostManaged as u8;
+    zoned.model = match geometry.model() {
+        zones::Model::HostManaged => Model::HostManaged,
+        zones::Model::HostAware => Model::HostAware,
+    } as u8;
     zoned
 }
 

@@ -80,7 +80,7 @@ impl Disk {
     /// The store's zone states can't be, a value does not fit the protocol, or no thread could be started.
     pub fn new(store: Arc<dyn Store>, config: DiskConfig) -> Result<Arc<Self>, DiskError> {
         let geometry = store.geometry();
-        let zones = match geometry {
+        let zones = match geometry.clone() {
             Some(geometry) => {
                 let most_bytes = u64::from(SEG_MAX) * u64::from(SIZE_MAX_BYTES);
                 let append_bytes = u64::from(geometry.max_append_sectors()) * u64::from(SECTOR_LEN_BYTES);
@@ -92,6 +92,7 @@ impl Disk {
             None => None,
         };
         let block_len_bytes = geometry
+            .as_ref()
             .map_or(config.block_len_bytes, |geometry| geometry.granularity_sectors() * SECTOR_LEN_BYTES);
         if !block_len_bytes.is_power_of_two() || !(512..=65536).contains(&block_len_bytes) {
             return Err(DiskError::BlockSize { block_len_bytes });

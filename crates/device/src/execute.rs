@@ -473,6 +473,7 @@ fn descriptor(zone: &ZoneReport) -> ZoneDescriptor {
     let kind = match zone.kind {
         ZoneKind::Conventional => ZoneType::Conventional,
         ZoneKind::SequentialRequired => ZoneType::SequentialRequired,
+        ZoneKind::SequentialPreferred => ZoneType::SequentialPreferred,
     };
     // The zones' condition numbers are the wire's.
     let state = WireState::try_from(zone.condition as u8).unwrap_or(WireState::Offline);

@@ -87,7 +87,7 @@ impl Store for RamStore {
     }
 
     fn geometry(&self) -> Option<Geometry> {
-        self.zones.as_ref().map(|(geometry, _)| *geometry)
+        self.zones.as_ref().map(|(geometry, _)| geometry.clone())
     }
 
     fn identity(&self) -> Identity {

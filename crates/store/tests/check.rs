@@ -253,7 +253,7 @@ fn files_that_are_no_images_and_those_of_newer_programs() {
         check(&bytes)
     };
     assert_eq!(kinds(&both(8, &[2, 0, 0, 0])), [FindingKind::Version]);
-    assert_eq!(kinds(&both(INCOMPAT, &[1])), [FindingKind::Features]);
+    assert_eq!(kinds(&both(INCOMPAT, &[0, 0, 0, 0, 0, 0, 0, 0x80])), [FindingKind::Features]);
     // It may be read, so the rest is looked at, but not touched.
     let report = both(RO_COMPAT, &[1]);
     assert!(matches!(report.opens, Opens::ReadOnly(_) | Opens::No(_)));

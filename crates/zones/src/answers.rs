@@ -5,6 +5,7 @@ use core::ops::Range;
 
 use thiserror::Error;
 
+use crate::layout::ZoneKind;
 use crate::state::{Condition, StateError, ZoneState};
 
 /// A caller's name for a request that may have to wait for a zone. The table only hands it back.
@@ -144,19 +145,10 @@ pub enum Retirement {
     Offline,
 }
 
-/// What kind of zone a report names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ZoneKind {
-    /// Written in any order.
-    Conventional,
-    /// Written at the write pointer only.
-    SequentialRequired,
-}
-
 /// One zone, as a report shows it. Lengths and positions in 512-byte sectors from the disk's start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ZoneReport {
-    /// Conventional or sequential.
+    /// What may be done with it.
     pub kind: ZoneKind,
     /// The zone's condition.
     pub condition: Condition,

@@ -1,6 +1,11 @@
 //! The fixed shape of a zoned disk: how long it is, how it is cut into zones, which limits it has.
 
+use alloc::boxed::Box;
+use core::ops::Range;
+
 use thiserror::Error;
+
+use crate::layout::{ZoneKind, ZoneLayout, ZoneRun, ends, find};
 
 /// Length of a sector in bytes: the unit of every address and length in this crate, whatever the disk's block size is.
 pub const SECTOR_LEN_BYTES: u32 = 512;
@@ -26,21 +31,46 @@ pub struct GeometryConfig {
     pub write_granularity_bytes: u32,
 }
 
+/// What a disk asks of those who write to it (V5).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Model {
+    /// Its sequential zones must be written at their write pointers: a driver has to know zones (V4).
+    #[default]
+    HostManaged,
+    /// Its zones should be written so, but take any write: a driver may use it as a regular disk (R5).
+    HostAware,
+}
+
 /// The checked shape of a zoned disk.
 ///
-/// A value of this type can't be wrong: every constructor checks, every field is private.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A value of this type can't be wrong: every constructor checks, every field is private. To ask for a zone takes no lock and no
+/// longer than a search among the runs of its [`ZoneLayout`].
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Geometry {
     config: GeometryConfig,
+    layout: ZoneLayout,
+    /// Where the runs of the layout's head and of its cycle end, in zones from the beginning of each.
+    head_ends: Box<[u32]>,
+    cycle_ends: Box<[u32]>,
     zone_count: u32,
 }
 
 impl Geometry {
-    /// Checks `config`.
+    /// Checks `config`: a host-managed disk that begins with its conventional zones, all others being alike.
     ///
     /// # Errors
     /// Says which value is wrong, what it was and what it may be.
     pub fn new(config: GeometryConfig) -> Result<Self, GeometryError> {
+        Self::with_layout(config, ZoneLayout::uniform(&config))
+    }
+
+    /// Checks `config` together with `layout`, which says of each zone what it is. Of `config` the two fields that say less, `conventional_zones` and
+    /// `zone_capacity_sectors`, are not looked at: [`config`](Self::config) gives the number of conventional zones at the
+    /// start and the largest capacity of a sequential zone in their place.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new); and a layout that is longer than the disk, or that its model does not allow.
+    pub fn with_layout(config: GeometryConfig, layout: ZoneLayout) -> Result<Self, GeometryError> {
         let granularity_bytes = config.write_granularity_bytes;
         if !granularity_bytes.is_power_of_two() || !(512..=65536).contains(&granularity_bytes) {
             return Err(GeometryError::Granularity { granularity_bytes });
@@ -59,15 +89,20 @@ impl Geometry {
         if config.zone_sectors == 0 {
             return Err(GeometryError::NoZoneLength);
         }
-        if config.zone_capacity_sectors == 0 || config.zone_capacity_sectors > config.zone_sectors {
-            return Err(GeometryError::ZoneCapacity {
-                zone_capacity_sectors: config.zone_capacity_sectors,
-                zone_sectors: config.zone_sectors,
-            });
+        let layout = layout.normal(config.zone_sectors);
+        for run in layout.head.iter().chain(&layout.cycle) {
+            if run.capacity_sectors == 0 || run.capacity_sectors > config.zone_sectors {
+                return Err(GeometryError::ZoneCapacity {
+                    zone_capacity_sectors: run.capacity_sectors,
+                    zone_sectors: config.zone_sectors,
+                });
+            }
         }
         aligned("the disk's capacity", config.capacity_sectors)?;
         aligned("the zone length", config.zone_sectors.into())?;
-        aligned("the zone capacity", config.zone_capacity_sectors.into())?;
+        for run in layout.head.iter().chain(&layout.cycle) {
+            aligned("the zone capacity", run.capacity_sectors.into())?;
+        }
         aligned("the append limit", config.max_append_sectors.into())?;
 
         let zones = config.capacity_sectors.div_ceil(config.zone_sectors.into());
@@ -75,27 +110,50 @@ impl Geometry {
             Ok(count) if count <= Self::MAX_ZONES => count,
             _ => return Err(GeometryError::TooManyZones { zones }),
         };
-        if config.conventional_zones > zone_count {
-            return Err(GeometryError::ConventionalZones {
-                conventional_zones: config.conventional_zones,
-                zone_count,
-            });
-        }
+        layout.check(zone_count, &config)?;
         if config.max_active_zones != 0 && config.max_open_zones > config.max_active_zones {
             return Err(GeometryError::OpenAboveActive {
                 max_open_zones: config.max_open_zones,
                 max_active_zones: config.max_active_zones,
             });
         }
-        Ok(Self { config, zone_count })
+        let (head_ends, cycle_ends) = (ends(&layout.head), ends(&layout.cycle));
+        let mut geometry = Self { config, layout, head_ends, cycle_ends, zone_count };
+        geometry.config.conventional_zones = geometry.leading_conventional_zones();
+        geometry.config.zone_capacity_sectors = geometry.largest_capacity_sectors();
+        Ok(geometry)
+    }
+
+    /// The shape of this disk when it is longer: its zones as they are, a shorter last one at its full length, and behind them what the
+    /// [`layout`](Self::layout) goes on with.
+    ///
+    /// # Errors
+    /// Shorter than now, no whole number of blocks, or too many zones.
+    pub fn grown(&self, capacity_sectors: u64) -> Result<Self, GeometryError> {
+        let now_sectors = self.config.capacity_sectors;
+        if capacity_sectors < now_sectors {
+            return Err(GeometryError::Shorter { capacity_sectors, now_sectors });
+        }
+        Self::with_layout(GeometryConfig { capacity_sectors, ..self.config }, self.layout.clone())
     }
 
     /// The most zones a disk may have: an image keeps a few dozen bytes for each.
     pub const MAX_ZONES: u32 = 1 << 24;
 
-    /// The values that this geometry was made from.
+    /// The values that this geometry was made from. With a [`layout`](Self::layout) of more than one kind of sequential zone they do not
+    /// say all.
     pub fn config(&self) -> &GeometryConfig {
         &self.config
+    }
+
+    /// What each zone is.
+    pub fn layout(&self) -> &ZoneLayout {
+        &self.layout
+    }
+
+    /// What the disk asks of those who write to it.
+    pub fn model(&self) -> Model {
+        self.layout.model
     }
 
     /// Length of the whole disk in sectors.
@@ -130,13 +188,67 @@ impl Geometry {
 
     /// Writable sectors of `zone`: all of a conventional one, at most its length of a sequential one.
     pub fn zone_capacity_sectors(&self, zone: u32) -> u32 {
-        let len = self.zone_len_sectors(zone);
-        if self.is_conventional(zone) { len } else { len.min(self.config.zone_capacity_sectors) }
+        self.zone_len_sectors(zone).min(self.run_of(zone).capacity_sectors)
     }
 
-    /// Whether `zone` is one of the conventional zones at the start of the disk.
+    /// What kind of zone `zone` is. Behind the disk's end: what a disk that goes on like this one would have there.
+    pub fn kind(&self, zone: u32) -> ZoneKind {
+        self.run_of(zone).kind
+    }
+
+    /// Whether `zone` is conventional: it has no write pointer.
     pub fn is_conventional(&self, zone: u32) -> bool {
-        zone < self.config.conventional_zones
+        self.kind(zone) == ZoneKind::Conventional
+    }
+
+    /// Whether all zones but the conventional ones at the start are of one kind that must be written sequentially, with one capacity, on
+    /// a host-managed disk: [`config`](Self::config) says all.
+    pub fn is_uniform(&self) -> bool {
+        let head = match self.layout.head.as_slice() {
+            [] => true,
+            [run] => run.kind == ZoneKind::Conventional,
+            _ => false,
+        };
+        let cycle = matches!(self.layout.cycle.as_slice(), [run] if run.kind == ZoneKind::SequentialRequired);
+        self.layout.model == Model::HostManaged && head && cycle
+    }
+
+    /// Stretches of zones that are alike, in order, to the disk's end. The last zone's capacity may be less: it may be shorter.
+    pub fn runs(&self) -> impl Iterator<Item = (Range<u32>, ZoneKind, u32)> + '_ {
+        let mut at = 0u32;
+        let cycle = self.layout.cycle.iter().cycle();
+        self.layout.head.iter().chain(cycle).map_while(move |run| {
+            let zones = at..self.zone_count.min(at.saturating_add(run.zones));
+            at = zones.end;
+            (!zones.is_empty()).then_some((zones, run.kind, run.capacity_sectors))
+        })
+    }
+
+    /// The run that `zone` is in.
+    fn run_of(&self, zone: u32) -> ZoneRun {
+        let head_zones = self.head_ends.last().copied().unwrap_or(0);
+        let found = match zone.checked_sub(head_zones) {
+            None => find(&self.layout.head, &self.head_ends, zone),
+            // Where all are alike there is nothing to look for.
+            Some(_) if self.layout.cycle.len() == 1 => self.layout.cycle.first(),
+            Some(rest) => {
+                let period = self.cycle_ends.last().copied().unwrap_or(1).max(1);
+                find(&self.layout.cycle, &self.cycle_ends, rest % period)
+            }
+        };
+        // There is one: `check` has seen to it.
+        found.copied().unwrap_or(ZoneRun::conventional(1))
+    }
+
+    fn leading_conventional_zones(&self) -> u32 {
+        let conventional = self.runs().take_while(|(_, kind, _)| *kind == ZoneKind::Conventional);
+        conventional.map(|(zones, ..)| zones.end).last().unwrap_or(0)
+    }
+
+    fn largest_capacity_sectors(&self) -> u32 {
+        let runs = self.layout.head.iter().chain(&self.layout.cycle);
+        let sequential = runs.filter(|run| run.kind != ZoneKind::Conventional);
+        sequential.map(|run| run.capacity_sectors).max().unwrap_or(self.config.zone_sectors)
     }
 
     /// How many zones may be open at once; 0: no limit.
@@ -168,6 +280,10 @@ pub enum GeometryError {
     Granularity { granularity_bytes: u32 },
     #[error("the disk's capacity is 0; give it at least one zone")]
     NoCapacity,
+    #[error(
+        "the disk has {now_sectors} sectors of 512 bytes, and can't be made shorter ({capacity_sectors})"
+    )]
+    Shorter { capacity_sectors: u64, now_sectors: u64 },
     #[error("the zone length is 0; every zone needs at least one block")]
     NoZoneLength,
     #[error(
@@ -185,6 +301,28 @@ pub enum GeometryError {
         "{conventional_zones} conventional zones were asked for, but the disk has {zone_count} zones in all"
     )]
     ConventionalZones { conventional_zones: u32, zone_count: u32 },
+    #[error(
+        "the layout names {layout_zones} zones before it repeats itself, but the disk has {zone_count} zones in all"
+    )]
+    LayoutTooLong { layout_zones: u64, zone_count: u32 },
+    #[error(
+        "the layout of the zones has an empty {what}; each of its runs has at least one zone, and one run is repeated to the end"
+    )]
+    LayoutEmpty { what: &'static str },
+    #[error(
+        "a sequential-write-preferred zone has a capacity of {zone_capacity_sectors} sectors and a length of {zone_sectors}; they must be the \
+         same, because it can be written everywhere"
+    )]
+    PreferredCapacity { zone_capacity_sectors: u32, zone_sectors: u32 },
+    #[error(
+        "at most {max_open_zones} zones may be open and {max_active_zones} active; a disk with sequential-write-preferred zones can't have such limits (0), \
+         because they must take every write"
+    )]
+    PreferredLimits { max_open_zones: u32, max_active_zones: u32 },
+    #[error(
+        "a host-aware disk can't have zones that must be written sequentially: make them preferred, or the disk host-managed"
+    )]
+    HostAwareRequired,
     #[error(
         "{max_open_zones} zones may be open but only {max_active_zones} active; every open zone is active, so the \
          open limit must not be larger"

@@ -1,4 +1,4 @@
-//! The zone model of a host-managed zoned disk.
+//! The zone model of a zoned disk, host-managed or host-aware.
 //!
 //! What a zone is, in which condition it may be, how it comes from one condition to another, how many may be
 //! open or active at once, and where the next write must go. No I/O, no threads, no `std`: the caller moves the data
@@ -20,15 +20,16 @@ extern crate std;
 mod answers;
 mod geometry;
 mod kept;
+mod layout;
 mod resources;
 mod state;
 mod table;
 mod zone;
 
 pub use answers::{
-    Begun, Grant, InitialStateError, ReadPlan, Refusal, ResetEnd, Retirement, Settled, Ticket, ZoneKind,
-    ZoneReport,
+    Begun, Grant, InitialStateError, ReadPlan, Refusal, ResetEnd, Retirement, Settled, Ticket, ZoneReport,
 };
-pub use geometry::{Geometry, GeometryConfig, GeometryError, SECTOR_LEN_BYTES};
+pub use geometry::{Geometry, GeometryConfig, GeometryError, Model, SECTOR_LEN_BYTES};
+pub use layout::{ZoneKind, ZoneLayout, ZoneRun};
 pub use state::{Condition, StateError, ZoneState};
 pub use table::{Observer, ZoneTable};

@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use crate::Geometry;
+use crate::{Geometry, ZoneKind};
 
 /// The condition of a zone. The numbers are those of the wire (`VIRTIO_BLK_ZS_*`, virtio 1.3, 5.2.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -125,7 +125,9 @@ impl ZoneState {
                 wp_sectors: self.wp_sectors,
             });
         }
-        if !self.wp_sectors.is_multiple_of(geometry.granularity_sectors()) {
+        // A preferred zone takes any write, as a conventional one does.
+        let any = geometry.kind(zone) == ZoneKind::SequentialPreferred;
+        if !any && !self.wp_sectors.is_multiple_of(geometry.granularity_sectors()) {
             return Err(StateError::Unaligned { zone, wp_sectors: self.wp_sectors });
         }
         Ok(())

@@ -5,8 +5,7 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 use crate::answers::{
-    Begun, Grant, InitialStateError, ReadPlan, Refusal, ResetEnd, Retirement, Settled, Ticket, ZoneKind,
-    ZoneReport,
+    Begun, Grant, InitialStateError, ReadPlan, Refusal, ResetEnd, Retirement, Settled, Ticket, ZoneReport,
 };
 use crate::geometry::Geometry;
 use crate::resources::{Resources, Room};
@@ -109,10 +108,7 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
             Condition::NotWp | Condition::Full | Condition::ReadOnly | Condition::Offline => start + len,
             _ => start + u64::from(z.wp()),
         };
-        let kind = match self.geometry.is_conventional(zone) {
-            true => ZoneKind::Conventional,
-            false => ZoneKind::SequentialRequired,
-        };
+        let kind = self.geometry.kind(zone);
         let capacity = u64::from(self.geometry.zone_capacity_sectors(zone));
         Some(ZoneReport { kind, condition: z.condition, start, len, capacity, wp })
     }

@@ -59,7 +59,8 @@ fn as_many_open_as_active() {
 fn appends_of_all_threads_fill_a_zone_without_holes() {
     let geometry = Geometry::new(config()).unwrap();
     for seed in 0..200 {
-        let table: ZoneTable<RawMutex, ()> = ZoneTable::new(geometry, &[ZoneState::EMPTY; 5], ()).unwrap();
+        let table: ZoneTable<RawMutex, ()> =
+            ZoneTable::new(geometry.clone(), &[ZoneState::EMPTY; 5], ()).unwrap();
         let (zone, appends_each) = (2, 3);
         let start = geometry.zone_start(zone);
         let mut places: Vec<u64> = thread::scope(|scope| {
@@ -174,10 +175,10 @@ impl Shared {
         let for_each_sector = || (0..config.capacity_sectors).map(|_| AtomicU64::new(0)).collect();
         let for_each_zone = |number| states.iter().map(|_| AtomicU64::new(number)).collect();
         Self {
-            geometry,
+            geometry: geometry.clone(),
             lives: for_each_zone(1),
             unsettled: for_each_zone(0),
-            table: ZoneTable::new(geometry, &states, Teller(watch.clone())).unwrap(),
+            table: ZoneTable::new(geometry.clone(), &states, Teller(watch.clone())).unwrap(),
             watch,
             owners: for_each_sector(),
             medium: for_each_sector(),

@@ -110,12 +110,12 @@ impl Probe {
 
 impl Store for Probe {
     fn capacity_bytes(&self) -> u64 {
-        let by_shape = self.geometry.map(|geometry| geometry.capacity_sectors() * 512);
+        let by_shape = self.geometry.as_ref().map(|geometry| geometry.capacity_sectors() * 512);
         self.len_bytes.or(by_shape).unwrap_or_else(|| self.inner.capacity_bytes())
     }
 
     fn geometry(&self) -> Option<Geometry> {
-        self.geometry.or(self.inner.geometry())
+        self.geometry.clone().or(self.inner.geometry())
     }
 
     fn identity(&self) -> Identity {

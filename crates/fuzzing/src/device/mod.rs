@@ -11,7 +11,7 @@ mod walk;
 mod world;
 
 use world::World;
-pub(crate) use world::shape;
+pub(crate) use world::{odd, shape};
 
 use crate::input::Input;
 use crate::watch::Watch;

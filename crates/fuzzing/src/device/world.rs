@@ -10,7 +10,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use virtio_zbd_device::{Disk, DiskConfig, Negotiated, Queue, QueueConfig, RingConfig, StartError};
 use virtio_zbd_spec::Features;
 use virtio_zbd_store::{EngineChoice, Event, ImageStore, IoBuffer, OpenOptions, RamStore, Store};
-use virtio_zbd_zones::{Geometry, GeometryConfig};
+use virtio_zbd_zones::{Geometry, GeometryConfig, Model, ZoneLayout, ZoneRun};
 use vm_memory::GuestAddress;
 
 use super::memory::Memory;
@@ -283,6 +283,37 @@ impl Place {
 fn disk(store: &Arc<dyn Store>) -> Arc<Disk> {
     let config = DiskConfig { queues: 1, block_len_bytes: 512, engine: EngineChoice::Sync };
     Disk::new(Arc::clone(store), config).unwrap()
+}
+
+/// A disk of this shape, or one of zones of several kinds and capacities.
+pub(crate) fn odd(mut shape: GeometryConfig, input: &mut Input<'_>) -> Geometry {
+    let how = input.u8();
+    let aware = how & 3 == 3;
+    if how & 1 != 0 {
+        (shape.max_open_zones, shape.max_active_zones) = (0, 0);
+    }
+    let granularity = shape.write_granularity_bytes / 512;
+    let run = |input: &mut Input<'_>| {
+        let zones = 1 + input.below(3);
+        match input.below(4) {
+            0 => ZoneRun::conventional(zones),
+            1 if how & 1 != 0 => ZoneRun::preferred(zones, shape.zone_sectors),
+            _ if aware => ZoneRun::preferred(zones, shape.zone_sectors),
+            _ => ZoneRun::required(zones, (1 + input.below(shape.zone_sectors / granularity)) * granularity),
+        }
+    };
+    let mut rest = u32::try_from(shape.capacity_sectors.div_ceil(shape.zone_sectors.into())).unwrap();
+    let mut head = Vec::new();
+    for _ in 0..input.below(4) {
+        let run = run(input);
+        if run.zones <= rest {
+            rest -= run.zones;
+            head.push(run);
+        }
+    }
+    let cycle = (0..1 + input.below(3)).map(|_| run(input)).collect();
+    let model = if aware { Model::HostAware } else { Model::HostManaged };
+    Geometry::with_layout(shape, ZoneLayout { model, head, cycle }).unwrap()
 }
 
 /// Few small zones, each limit set or not, a runt or none, conventional zones or none.

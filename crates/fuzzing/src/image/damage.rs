@@ -8,7 +8,7 @@ use crate::medium::{BLOCK, Content};
 const LEN_MAX: u64 = 3 << 20;
 
 /// The fields of a superblock, each with its length.
-const FIELDS: [(usize, usize); 25] = [
+const FIELDS: [(usize, usize); 32] = [
     (0, 8),
     (field::VERSION, 4),
     (field::CRC, 4),
@@ -34,6 +34,13 @@ const FIELDS: [(usize, usize); 25] = [
     (144, 8),
     (field::DATA, 8),
     (field::SUM, 8),
+    (field::MODEL, 4),
+    (field::HEAD_RUNS, 4),
+    (field::CYCLE_RUNS, 4),
+    (field::RUNS, 4),
+    (field::RUNS + 4, 4),
+    (field::RUNS + 8, 4),
+    (field::RUNS + 12, 8),
 ];
 
 /// The image with whatever the bytes say done to it.

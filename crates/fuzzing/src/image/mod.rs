@@ -15,7 +15,7 @@ use virtio_zbd_store::{
 };
 use virtio_zbd_zones::{Condition, Geometry, GeometryConfig, ZoneState};
 
-use crate::device::shape;
+use crate::device::{odd, shape};
 use crate::input::Input;
 use crate::medium::{Content, MemMedium};
 use crate::watch::Watch;
@@ -71,7 +71,8 @@ fn past(input: &mut Input<'_>) -> (Content, Expected) {
     let how = input.u8();
     let shape = if how & 0x0f == 0x0f { many_zones(input) } else { shape(input) };
     let medium = Arc::new(MemMedium::default());
-    ImageStore::create_on(&*medium, Geometry::new(shape).unwrap()).unwrap();
+    let geometry = if how & 0x20 == 0 { Geometry::new(shape).unwrap() } else { odd(shape, input) };
+    ImageStore::create_on(&*medium, geometry).unwrap();
     let options = OpenOptions { boot_id: Some(BOOTS[0]), ..OpenOptions::default() };
     let store = Arc::new(ImageStore::open_on(Arc::clone(&medium) as _, options).unwrap());
     let states = store.initial_states();
@@ -111,7 +112,7 @@ fn look(content: &Content, boot: [u8; 16]) {
         (Some(expected), Ok(store)) => {
             let info = store.info().unwrap();
             assert_eq!(info.states, expected.states);
-            assert_eq!((info.geometry, info.last_use), (expected.geometry, expected.last_use));
+            assert_eq!((&info.geometry, info.last_use), (&expected.geometry, expected.last_use));
             assert_eq!(info.data_offset_bytes, expected.data_start);
             assert_eq!(info.file_len_bytes, content.len());
             let count = |is: fn(Condition) -> bool| {

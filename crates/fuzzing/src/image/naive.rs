@@ -1,7 +1,7 @@
 //! An image as `docs/format.md` describes it, read as plainly as that: does it open, and with which states?
 
 use virtio_zbd_store::LastUse;
-use virtio_zbd_zones::{Geometry, GeometryConfig, ZoneState};
+use virtio_zbd_zones::{Geometry, GeometryConfig, Model, ZoneKind, ZoneLayout, ZoneRun, ZoneState};
 
 use crate::medium::{BLOCK, Content};
 
@@ -20,6 +20,10 @@ pub(super) mod field {
     pub(crate) const LIVE: usize = 136;
     pub(crate) const DATA: usize = 152;
     pub(crate) const SUM: usize = 168;
+    pub(crate) const MODEL: usize = 184;
+    pub(crate) const HEAD_RUNS: usize = 188;
+    pub(crate) const CYCLE_RUNS: usize = 192;
+    pub(crate) const RUNS: usize = 1024;
     /// Of a page.
     pub(crate) const ENTRIES: usize = 64;
 }
@@ -36,6 +40,9 @@ pub(super) struct Opened {
     pub(super) read_only: bool,
 }
 
+/// Places for runs of zones.
+const RUNS: usize = 256;
+
 /// Zones in a page.
 pub(super) const PAGE_ZONES: usize = 504;
 
@@ -44,10 +51,10 @@ pub(super) fn open(content: &Content, boot_id: [u8; 16]) -> Option<Opened> {
     let superblock = superblock(content)?;
     let word = |at| u32_at(&superblock, at);
     let long = |at| u64_at(&superblock, at);
-    if word(field::VERSION) != 1 || long(field::INCOMPAT) != 0 {
+    if word(field::VERSION) != 1 || long(field::INCOMPAT) > 1 {
         return None;
     }
-    let geometry = Geometry::new(GeometryConfig {
+    let config = GeometryConfig {
         capacity_sectors: long(field::CAPACITY),
         zone_sectors: word(88),
         zone_capacity_sectors: word(92),
@@ -56,8 +63,14 @@ pub(super) fn open(content: &Content, boot_id: [u8; 16]) -> Option<Opened> {
         max_active_zones: word(104),
         max_append_sectors: word(108),
         write_granularity_bytes: word(112),
-    });
-    let geometry = geometry.ok()?;
+    };
+    let geometry = match long(field::INCOMPAT) {
+        0 => Geometry::new(config).ok()?,
+        _ => Geometry::with_layout(config, layout(&superblock)?).ok()?,
+    };
+    if *geometry.config() != config {
+        return None;
+    }
     let zones = usize::try_from(geometry.zone_count()).unwrap();
     let pages = zones.div_ceil(PAGE_ZONES);
     let lengths = [
@@ -130,6 +143,33 @@ pub(super) fn open(content: &Content, boot_id: [u8; 16]) -> Option<Opened> {
     }
     let read_only = long(field::RO_COMPAT) != 0;
     Some(Opened { geometry, last_use, states, data_start: starts[2], read_only })
+}
+
+/// What each zone is, where `conventional_zones` and `zone_capacity_sectors` do not say it.
+fn layout(superblock: &[u8]) -> Option<ZoneLayout> {
+    let word = |at| u32_at(superblock, at);
+    let model = match word(field::MODEL) {
+        0 => Model::HostManaged,
+        1 => Model::HostAware,
+        _ => return None,
+    };
+    let (head, cycle) = (word(field::HEAD_RUNS) as usize, word(field::CYCLE_RUNS) as usize);
+    if head > RUNS || cycle > RUNS || head + cycle > RUNS {
+        return None;
+    }
+    let run = |index: usize| {
+        let at = field::RUNS + 12 * index;
+        let kind = match word(at + 4) {
+            1 => ZoneKind::Conventional,
+            2 => ZoneKind::SequentialRequired,
+            3 => ZoneKind::SequentialPreferred,
+            _ => return None,
+        };
+        Some(ZoneRun { zones: word(at), kind, capacity_sectors: word(at + 8) })
+    };
+    let head_runs = (0..head).map(run).collect::<Option<_>>()?;
+    let cycle_runs = (head..head + cycle).map(run).collect::<Option<_>>()?;
+    Some(ZoneLayout { model, head: head_runs, cycle: cycle_runs })
 }
 
 /// The superblock copy that counts.

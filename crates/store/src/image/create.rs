@@ -66,19 +66,25 @@ pub(super) fn create_on(medium: &dyn Medium, geometry: &Geometry) -> Result<(), 
         let fault = ImageFault::TooLong { capacity_sectors: geometry.capacity_sectors() };
         StoreError::Image { name: name.to_owned(), fault }
     })?;
+    let uuid = Uuid::new_v4().into_bytes();
+    let superblock = |sequence_sum| {
+        Superblock::new(geometry, &layout, uuid, sequence_sum)
+            .map_err(|fault| StoreError::Image { name: name.to_owned(), fault })
+    };
+    // Is there room for the disk's layout?
+    superblock(0)?;
     medium.set_len(layout.data.end).map_err(io("giving the file its length"))?;
     // Everything but the sectors has its space from the beginning: a commit must not find the host full.
     match medium.allocate(0..layout.live.end) {
         Err(error) if error.kind() == io::ErrorKind::Unsupported => {}
         other => other.map_err(io("taking the space for the zone states"))?,
     }
-    let uuid = Uuid::new_v4().into_bytes();
     let pages = PageBook::new(geometry, &layout, uuid);
     pages.write_new(medium, &layout).map_err(io("writing zone states"))?;
     write_live(medium, geometry, &layout).map_err(io("filling the live area"))?;
     // The superblock comes last, and after a sync: a file that has one is whole.
     medium.sync_data().map_err(io("bringing the new file to the medium"))?;
-    let superblock = Superblock::new(geometry, &layout, uuid, pages.sequence_sum());
+    let superblock = superblock(pages.sequence_sum())?;
     Superblocks::new(superblock).write(medium, |_| {}).map_err(io("writing the superblock"))
 }
 

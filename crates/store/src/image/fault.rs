@@ -42,6 +42,24 @@ pub enum ImageFault {
     ReadOnlyFeatures { unknown: u64 },
     #[error("the superblock describes a disk that can't be: {0}")]
     Geometry(#[from] GeometryError),
+    #[error(
+        "the superblock is wrong: its layout is of model {found}; it must be 0 (host-managed) or 1 (host-aware)"
+    )]
+    LayoutModel { found: u32 },
+    #[error(
+        "the superblock is wrong: its layout has {head} runs and {cycle} that are repeated; together there may be {most}"
+    )]
+    LayoutRuns { head: u32, cycle: u32, most: usize },
+    #[error(
+        "the superblock is wrong: run {number} of its layout has zones of kind {found}; it must be 1 (conventional), 2 (sequential-write-required) \
+         or 3 (sequential-write-preferred)"
+    )]
+    LayoutKind { number: usize, found: u32 },
+    #[error(
+        "the disk has {runs} runs of zones that are alike before its pattern is repeated; an image can keep {most}. Put its conventional zones at the \
+         start, or choose capacities that are repeated sooner"
+    )]
+    TooManyRuns { runs: usize, most: usize },
     #[error("the superblock is wrong: {what} is {found}, but the disk's geometry gives {expected}")]
     Value { what: &'static str, expected: u64, found: u64 },
     #[error(

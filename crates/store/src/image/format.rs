@@ -4,7 +4,7 @@ use std::io;
 use std::mem::{offset_of, size_of};
 use std::ops::Range;
 
-use virtio_zbd_zones::{Geometry, GeometryConfig, SECTOR_LEN_BYTES};
+use virtio_zbd_zones::{Geometry, GeometryConfig, Model, SECTOR_LEN_BYTES, ZoneKind, ZoneLayout, ZoneRun};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -48,6 +48,19 @@ pub(crate) const BOOT_ID_CLEAN: [u8; 16] = [0; 16];
 /// `live_boot_id` after a sync has failed: no boot has it, so the live area is not believed.
 pub(crate) const BOOT_ID_IN_DOUBT: [u8; 16] = [0xff; 16];
 
+/// The incompat feature of an image whose zones are not all said by `conventional_zones` and `zone_capacity_sectors`: the layout counts.
+pub(crate) const FEATURE_LAYOUT: u64 = 1 << 0;
+
+/// The incompat features that this code knows.
+pub(crate) const FEATURES_INCOMPAT: u64 = FEATURE_LAYOUT;
+
+/// The most runs that a layout may have in an image, those of its head and of its cycle together.
+pub(crate) const LAYOUT_RUNS_MAX: usize = 256;
+
+/// `layout_model`.
+const LAYOUT_HOST_MANAGED: u32 = 0;
+const LAYOUT_HOST_AWARE: u32 = 1;
+
 /// One copy of the superblock.
 #[derive(Clone, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
@@ -78,7 +91,21 @@ pub(crate) struct Superblock {
     pub(crate) data_len_bytes: U64,
     pub(crate) page_sequence_sum: U64,
     pub(crate) history: U64,
-    pub(crate) reserved: [u8; 3912],
+    pub(crate) layout_model: U32,
+    pub(crate) layout_head_runs: U32,
+    pub(crate) layout_cycle_runs: U32,
+    pub(crate) reserved: [u8; 828],
+    pub(crate) layout_runs: [LayoutRun; LAYOUT_RUNS_MAX],
+}
+
+/// Zones in a row that are alike.
+#[derive(Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub(crate) struct LayoutRun {
+    zones: U32,
+    /// As virtio numbers the kinds of zones.
+    kind: U32,
+    capacity_sectors: U32,
 }
 
 /// One slot of a zone-state page.
@@ -122,7 +149,11 @@ const _: () = {
     assert!(offset_of!(Superblock, data_len_bytes) == 160);
     assert!(offset_of!(Superblock, page_sequence_sum) == 168);
     assert!(offset_of!(Superblock, history) == 176);
-    assert!(offset_of!(Superblock, reserved) == 184);
+    assert!(offset_of!(Superblock, layout_model) == 184);
+    assert!(offset_of!(Superblock, layout_head_runs) == 188);
+    assert!(offset_of!(Superblock, layout_cycle_runs) == 192);
+    assert!(offset_of!(Superblock, reserved) == 196);
+    assert!(offset_of!(Superblock, layout_runs) == 1024 && size_of::<LayoutRun>() == 12);
     assert!(offset_of!(StatePage, page_index) == 8);
     assert!(offset_of!(StatePage, reserved) == 40);
     assert!(offset_of!(StatePage, entries) == 64);
@@ -182,10 +213,18 @@ pub(crate) fn checksum(block: &[u8]) -> u32 {
 
 impl Superblock {
     /// The superblock of a new image, closed cleanly.
-    pub(crate) fn new(geometry: &Geometry, layout: &Layout, uuid: [u8; 16], page_sequence_sum: u64) -> Self {
+    ///
+    /// # Errors
+    /// More runs of zones than it has room for.
+    pub(crate) fn new(
+        geometry: &Geometry,
+        layout: &Layout,
+        uuid: [u8; 16],
+        page_sequence_sum: u64,
+    ) -> Result<Self, ImageFault> {
         let config = geometry.config();
         let len = |range: &Range<u64>| U64::new(range.end - range.start);
-        Self {
+        let mut superblock = Self {
             magic: MAGIC,
             version: VERSION.into(),
             crc32c: 0.into(),
@@ -212,8 +251,37 @@ impl Superblock {
             data_len_bytes: len(&layout.data),
             page_sequence_sum: page_sequence_sum.into(),
             history: 0.into(),
-            reserved: [0; 3912],
+            layout_model: LAYOUT_HOST_MANAGED.into(),
+            layout_head_runs: 0.into(),
+            layout_cycle_runs: 0.into(),
+            reserved: [0; 828],
+            layout_runs: [LayoutRun::new_zeroed(); LAYOUT_RUNS_MAX],
+        };
+        if !geometry.is_uniform() {
+            superblock.features_incompat = FEATURE_LAYOUT.into();
+            superblock.set_zone_layout(geometry.layout())?;
         }
+        Ok(superblock)
+    }
+
+    fn set_zone_layout(&mut self, layout: &ZoneLayout) -> Result<(), ImageFault> {
+        let runs = layout.head.len() + layout.cycle.len();
+        let too_many = |_| ImageFault::TooManyRuns { runs, most: LAYOUT_RUNS_MAX };
+        if runs > LAYOUT_RUNS_MAX {
+            return Err(too_many(()));
+        }
+        let count = |runs: &[ZoneRun]| u32::try_from(runs.len()).map_err(|_| too_many(())).map(U32::new);
+        self.layout_model = match layout.model {
+            Model::HostManaged => LAYOUT_HOST_MANAGED,
+            Model::HostAware => LAYOUT_HOST_AWARE,
+        }
+        .into();
+        self.layout_head_runs = count(&layout.head)?;
+        self.layout_cycle_runs = count(&layout.cycle)?;
+        for (to, run) in self.layout_runs.iter_mut().zip(layout.head.iter().chain(&layout.cycle)) {
+            *to = LayoutRun::new(run);
+        }
+        Ok(())
     }
 
     /// The superblock in `block`, if it is one and whole. Its version and everything in it are still to be judged.
@@ -238,8 +306,53 @@ impl Superblock {
         self.as_bytes()
     }
 
-    /// The wish for the geometry, unchecked.
-    pub(crate) fn geometry_config(&self) -> GeometryConfig {
+    /// The disk's shape. The features are known.
+    ///
+    /// # Errors
+    /// It is none that can be.
+    pub(crate) fn geometry(&self) -> Result<Geometry, ImageFault> {
+        let config = self.geometry_config();
+        match self.features_incompat.get() & FEATURE_LAYOUT {
+            0 => Ok(Geometry::new(config)?),
+            _ => Ok(Geometry::with_layout(config, self.zone_layout()?)?),
+        }
+    }
+
+    /// What each zone is, unchecked.
+    fn zone_layout(&self) -> Result<ZoneLayout, ImageFault> {
+        let model = match self.layout_model.get() {
+            LAYOUT_HOST_MANAGED => Model::HostManaged,
+            LAYOUT_HOST_AWARE => Model::HostAware,
+            found => return Err(ImageFault::LayoutModel { found }),
+        };
+        let (head, cycle) = (self.layout_head_runs.get(), self.layout_cycle_runs.get());
+        let too_many = || ImageFault::LayoutRuns { head, cycle, most: LAYOUT_RUNS_MAX };
+        let count = |count: u32| usize::try_from(count).map_err(|_| too_many());
+        let (head_len, cycle_len) = (count(head)?, count(cycle)?);
+        let end = head_len.checked_add(cycle_len).ok_or_else(too_many)?;
+        let used = self.layout_runs.get(..end).ok_or_else(too_many)?;
+        let runs: Vec<ZoneRun> = used
+            .iter()
+            .zip(0..)
+            .map(|(run, number)| run.parse().ok_or(ImageFault::LayoutKind { number, found: run.kind.get() }))
+            .collect::<Result<_, _>>()?;
+        let (head, cycle) = runs.split_at(head_len);
+        Ok(ZoneLayout { model, head: head.to_vec(), cycle: cycle.to_vec() })
+    }
+
+    /// Where the first byte is that is not zero in a place for a run that no layout uses.
+    pub(crate) fn unused_run_byte(&self) -> Option<usize> {
+        let used = match self.features_incompat.get() & FEATURE_LAYOUT {
+            0 => 0,
+            _ => self.layout_head_runs.get().saturating_add(self.layout_cycle_runs.get()),
+        };
+        let used = usize::try_from(used).unwrap_or(LAYOUT_RUNS_MAX).min(LAYOUT_RUNS_MAX);
+        let at = self.layout_runs[used..].as_bytes().iter().position(|&byte| byte != 0)?;
+        Some(offset_of!(Self, layout_runs) + used * size_of::<LayoutRun>() + at)
+    }
+
+    /// The wish for the geometry, but for its layout; unchecked.
+    fn geometry_config(&self) -> GeometryConfig {
         GeometryConfig {
             capacity_sectors: self.capacity_sectors.get(),
             zone_sectors: self.zone_sectors.get(),
@@ -250,6 +363,27 @@ impl Superblock {
             max_append_sectors: self.max_append_sectors.get(),
             write_granularity_bytes: self.write_granularity_bytes.get(),
         }
+    }
+}
+
+impl LayoutRun {
+    fn new(run: &ZoneRun) -> Self {
+        let kind: u32 = match run.kind {
+            ZoneKind::Conventional => 1,
+            ZoneKind::SequentialRequired => 2,
+            ZoneKind::SequentialPreferred => 3,
+        };
+        Self { zones: run.zones.into(), kind: kind.into(), capacity_sectors: run.capacity_sectors.into() }
+    }
+
+    fn parse(&self) -> Option<ZoneRun> {
+        let kind = match self.kind.get() {
+            1 => ZoneKind::Conventional,
+            2 => ZoneKind::SequentialRequired,
+            3 => ZoneKind::SequentialPreferred,
+            _ => return None,
+        };
+        Some(ZoneRun { zones: self.zones.get(), kind, capacity_sectors: self.capacity_sectors.get() })
     }
 }
 
@@ -364,6 +498,16 @@ impl Layout {
         let mut faults = Vec::new();
         for (what, expected, found) in [
             ("the number of zones", zone_count.into(), superblock.zone_count.get().into()),
+            (
+                "the number of conventional zones at the start",
+                geometry.config().conventional_zones.into(),
+                superblock.conventional_zones.get().into(),
+            ),
+            (
+                "the largest zone capacity",
+                geometry.config().zone_capacity_sectors.into(),
+                superblock.zone_capacity_sectors.get().into(),
+            ),
             ("the length of the zone-state area", pages_len, superblock.pages_len_bytes.get()),
             ("the length of the live area", live_len_bytes(zone_count), superblock.live_len_bytes.get()),
             ("the length of the data area", data_len.unwrap_or(u64::MAX), superblock.data_len_bytes.get()),

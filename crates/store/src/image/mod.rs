@@ -236,7 +236,7 @@ impl ImageStore {
             features_compat: superblock.features_compat.get(),
             features_ro_compat: superblock.features_ro_compat.get(),
             features_incompat: superblock.features_incompat.get(),
-            geometry: self.geometry,
+            geometry: self.geometry.clone(),
             last_use: self.last_use,
             states,
             open_zones,
@@ -295,7 +295,7 @@ impl Store for ImageStore {
     }
 
     fn geometry(&self) -> Option<Geometry> {
-        Some(self.geometry)
+        Some(self.geometry.clone())
     }
 
     fn identity(&self) -> Identity {

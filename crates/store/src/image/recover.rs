@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::io;
+use std::ops::Range;
 
 use uuid::Uuid;
-use virtio_zbd_zones::{Condition, Geometry, SECTOR_LEN_BYTES, ZoneState};
+use virtio_zbd_zones::{Condition, Geometry, SECTOR_LEN_BYTES, ZoneKind, ZoneState};
 
 use super::commit::{Changes, PageFailure, write_pages};
 use super::fault::{ImageFault, ZoneRanges};
-use super::format::{BOOT_ID_CLEAN, BOOT_ID_IN_DOUBT, Layout};
+use super::format::{BOOT_ID_CLEAN, BOOT_ID_IN_DOUBT, FEATURES_INCOMPAT, Layout};
 use super::pages::{PageBook, checked_state};
 use super::superblock::Superblocks;
 use crate::error::{StoreError, medium_is_bad};
@@ -46,14 +47,14 @@ impl Checked {
         let fault = |fault| StoreError::Image { name: name.to_owned(), fault };
         let superblocks = Superblocks::read(medium)?;
         let superblock = &superblocks.current;
-        // No feature is known yet.
-        match (superblock.features_incompat.get(), superblock.features_ro_compat.get()) {
+        let unknown_incompat = superblock.features_incompat.get() & !FEATURES_INCOMPAT;
+        match (unknown_incompat, superblock.features_ro_compat.get()) {
             (0, 0) => {}
             (0, _) if read_only => {}
             (0, unknown) => return Err(fault(ImageFault::ReadOnlyFeatures { unknown })),
             (unknown, _) => return Err(fault(ImageFault::Features { unknown })),
         }
-        let geometry = Geometry::new(superblock.geometry_config()).map_err(|why| fault(why.into()))?;
+        let geometry = superblock.geometry().map_err(fault)?;
         let file_len_bytes = medium.len_bytes().map_err(StoreError::io(name, "finding the file's length"))?;
         let layout = Layout::check(superblock, &geometry, file_len_bytes).map_err(fault)?;
         let pages = PageBook::read(medium, &geometry, &layout, superblock.uuid)?;
@@ -145,33 +146,17 @@ impl Checked {
     /// After a failed sync something may be in the page cache only, its write reported as failed and
     /// forgotten: a later sync would succeed without it. So what counts of it is written once more. Of the
     /// zone-state pages that is the slot that counts, to the place where it is, so that the older slot is
-    /// left alone until this has succeeded; of the sectors, those of conventional zones. What sequential
-    /// zones hold was synced before their pages said so. A sector that can't be read is left as it is.
+    /// left alone until this has succeeded; of the sectors, those of zones that are written in any order. What the others
+    /// hold was synced before their pages said so. A sector that can't be read is left as it is.
     fn write_again(&self, medium: &dyn Medium) -> io::Result<()> {
         for page in 0..self.layout.page_count {
             self.pages.rewrite(medium, &self.layout, page)?;
         }
-        let first_sequential = self.geometry.config().conventional_zones;
-        let end = self.layout.zone_bytes(&self.geometry, first_sequential).start.min(self.layout.data.end);
-        let mut rest = self.layout.data.start..end;
-        let sector_len = usize::try_from(SECTOR_LEN_BYTES).unwrap_or(512);
-        let mut bytes = vec![0; 1 << 20];
-        let mut most = bytes.len();
-        while let Some(data) = medium.next_data(rest.clone())? {
-            let mut at = data.start;
-            while at < data.end {
-                let part = usize::try_from(data.end - at).unwrap_or(usize::MAX).min(most);
-                if medium.read_at(&mut bytes[..part], at).is_ok() {
-                    medium.write_at(&bytes[..part], at)?;
-                } else if part > sector_len {
-                    // Smaller and smaller parts, until what can't be read is a sector of its own.
-                    most = (part / 2).next_multiple_of(sector_len);
-                    continue;
-                }
-                most = (most * 2).min(bytes.len());
-                at += part as u64;
-            }
-            rest.start = data.end;
+        let written_anywhere =
+            self.geometry.runs().filter(|(_, kind, _)| *kind != ZoneKind::SequentialRequired);
+        for (zones, ..) in written_anywhere {
+            let start = |zone| self.layout.zone_bytes(&self.geometry, zone).start.min(self.layout.data.end);
+            write_data_again(medium, start(zones.start)..start(zones.end))?;
         }
         Ok(())
     }
@@ -252,6 +237,30 @@ impl Checked {
         }
         Ok(live)
     }
+}
+
+/// Writes once more what can be read of a stretch of the file.
+fn write_data_again(medium: &dyn Medium, mut rest: Range<u64>) -> io::Result<()> {
+    let sector_len = usize::try_from(SECTOR_LEN_BYTES).unwrap_or(512);
+    let mut bytes = vec![0; 1 << 20];
+    let mut most = bytes.len();
+    while let Some(data) = medium.next_data(rest.clone())? {
+        let mut at = data.start;
+        while at < data.end {
+            let part = usize::try_from(data.end - at).unwrap_or(usize::MAX).min(most);
+            if medium.read_at(&mut bytes[..part], at).is_ok() {
+                medium.write_at(&bytes[..part], at)?;
+            } else if part > sector_len {
+                // Smaller and smaller parts, until what can't be read is a sector of its own.
+                most = (part / 2).next_multiple_of(sector_len);
+                continue;
+            }
+            most = (most * 2).min(bytes.len());
+            at += part as u64;
+        }
+        rest.start = data.end;
+    }
+    Ok(())
 }
 
 /// Whether what lies behind a sequential zone's data is removed when the image is opened.

@@ -23,6 +23,11 @@ pub enum RecordError {
     /// Nothing can happen to it.
     #[error("{name} is open for reading only: there is nothing to record and nothing to lose")]
     ReadOnly { name: String },
+    /// The format says what a uniform disk is.
+    #[error(
+        "{name} has zones of several kinds or capacities, which a recording can't say; record a disk whose sequential zones are all alike"
+    )]
+    NotUniform { name: String },
     /// It is no recording.
     #[error("{name} is no recording of a disk: it begins with {found}, not with \"VZBDREC\"")]
     NotARecording { name: String, found: String },

@@ -81,11 +81,14 @@ impl Recorder {
     /// Begins to record `store`. Nothing may have been published to it.
     ///
     /// # Errors
-    /// The log exists or can't be written; the store is read-only or can't be read.
+    /// The log exists or can't be written; the store is read-only or can't be read; its zones are of several kinds or capacities.
     pub fn new(store: Arc<dyn Store>, options: RecordOptions<'_>) -> Result<Self, RecordError> {
         let name = store.identity().description;
         if store.read_only() {
             return Err(RecordError::ReadOnly { name });
+        }
+        if store.geometry().is_some_and(|geometry| !geometry.is_uniform()) {
+            return Err(RecordError::NotUniform { name });
         }
         let shape = || Shape {
             capacity_bytes: store.capacity_bytes(),

@@ -43,7 +43,7 @@ impl<'a> Replay<'a> {
         let shape = &recording.shape;
         let shape = Shape {
             capacity_bytes: shape.capacity_bytes,
-            geometry: shape.geometry,
+            geometry: shape.geometry.clone(),
             states: shape.states.clone(),
         };
         let mut model = Model::new(shape, Memory::Everything);
@@ -101,7 +101,7 @@ impl<'a> Replay<'a> {
         let Some(geometry) = self.recording.geometry() else {
             return self.write_plain(&cut, path, overwrite);
         };
-        ImageStore::create(path, *geometry, CreateOptions { overwrite })?;
+        ImageStore::create(path, geometry.clone(), CreateOptions { overwrite })?;
         self.fill(&ImageStore::open(path, OpenOptions::default())?, &cut)
     }
 
@@ -119,7 +119,7 @@ impl<'a> Replay<'a> {
         let Some(geometry) = self.recording.geometry() else {
             return Err(RecordError::NoZones { name: self.recording.name.clone() });
         };
-        ImageStore::create_on(&*medium, *geometry)?;
+        ImageStore::create_on(&*medium, geometry.clone())?;
         self.fill(&ImageStore::open_on(medium, OpenOptions::default())?, &cut)
     }
 

@@ -50,7 +50,7 @@ impl Oracle {
     pub fn new(rng: &mut fastrand::Rng, zones: u32, close: bool) -> Self {
         let geometry = small_geometry(zones);
         let medium = SimMedium::new(rng.u64(..));
-        ImageStore::create_on(&*medium, geometry).unwrap();
+        ImageStore::create_on(&*medium, geometry.clone()).unwrap();
         let mut states: Vec<ZoneState> = (0..zones).map(|zone| ZoneState::new(&geometry, zone)).collect();
         let lives = rng.u32(1..4);
         for life in 1..=lives {

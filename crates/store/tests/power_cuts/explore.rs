@@ -341,7 +341,7 @@ fn work_on(
     boot: u8,
     mutation: Mutation,
 ) -> Result<(), String> {
-    let geometry = world.geometry;
+    let geometry = &world.geometry;
     let mut lane = store.open_lane(EngineChoice::Sync).unwrap();
     let most = geometry.max_active_zones() as usize;
     let mut active = found.states.iter().filter(|state| state.condition.is_active()).count();

@@ -150,14 +150,14 @@ impl Other {
 
 impl Setup {
     pub fn world(&self) -> Arc<World> {
-        Arc::new(World::new(self.geometry, self.host))
+        Arc::new(World::new(self.geometry.clone(), self.host))
     }
 
     /// A new image, never opened.
     pub fn new_disk(&self, world: &Arc<World>) -> Disk {
         let medium = PowerMedium::new(world, Disk::new(vec![ZEROS; world.len()]), Mutation::None);
         medium.begin(Phase::Write);
-        ImageStore::create_on(&*medium, self.geometry).unwrap();
+        ImageStore::create_on(&*medium, self.geometry.clone()).unwrap();
         Disk::new(medium.disk().cache)
     }
 }
@@ -178,7 +178,7 @@ impl History {
             boot: 1,
             store: None,
             lane: None,
-            oracle: Oracle::new(setup.geometry, &setup.zones, &setup.sectors),
+            oracle: Oracle::new(setup.geometry.clone(), &setup.zones, &setup.sectors),
             written: vec![0; usize::try_from(setup.geometry.capacity_sectors()).unwrap()],
         };
         history.watch(&probe);

@@ -146,7 +146,7 @@ fn long(failing_syncs: bool, wanted: u64) {
 fn a_damaged_block_of_a_closed_image() {
     for setup in [one_page(), two_pages()] {
         let world = setup.world();
-        let allowed = Oracle::new(setup.geometry, &setup.zones, &setup.sectors);
+        let allowed = Oracle::new(setup.geometry.clone(), &setup.zones, &setup.sectors);
         let new = setup.new_disk(&world);
         let newer_slots = 16..16 + world.slot_sectors();
         let blocks = (0..newer_slots.end + world.slot_sectors()).step_by(8);

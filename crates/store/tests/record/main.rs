@@ -139,7 +139,7 @@ fn every_replayed_image_is_allowed() {
         let dir = place();
         let max_active = if round % 3 == 0 { 0 } else { 2 };
         let mut device = Device::new(dir.path(), max_active, 3, round % 2 == 1);
-        let geometry = device.geometry;
+        let geometry = device.geometry.clone();
         for _ in 0..rng.usize(20..120) {
             device.step(&mut rng);
         }
@@ -174,7 +174,7 @@ fn every_replayed_image_is_allowed() {
 fn every_allowed_state_is_reached() {
     let dir = place();
     let mut device = Device::new(dir.path(), 0, 2, true);
-    let geometry = device.geometry;
+    let geometry = device.geometry.clone();
     // Flushed: block 0, zone 1 up to 1, zone 3.
     assert!(device.begin(0, 0, 0, 1) && device.begin(0, 1, 0, 1) && device.begin(0, 3, 0, 2));
     device.end_all(0);
@@ -241,7 +241,7 @@ fn a_cut_disk_is_in_an_allowed_state() {
         };
         let cut = PowerCut { after: rng.u64(1..25), keep };
         let mut device = Device::with(dir.path(), max_active, 3, round % 2 == 1, Some(cut));
-        let geometry = device.geometry;
+        let geometry = device.geometry.clone();
         while !device.is_cut() {
             device.step(&mut rng);
         }
@@ -277,7 +277,7 @@ fn every_allowed_state_of_a_cut_is_reached() {
         let dir = place();
         let cut = PowerCut { after: 7, keep: Keep::Random(seed) };
         let mut device = Device::with(dir.path(), 0, 2, true, Some(cut));
-        let geometry = device.geometry;
+        let geometry = device.geometry.clone();
         assert!(device.begin(0, 0, 0, 1) && device.begin(0, 1, 0, 1));
         device.end_all(0);
         device.commit(true, &[], &[]);

@@ -107,13 +107,14 @@ fn make(image: &Path, show: &mut Show) -> anyhow::Result<()> {
         max_append_sectors: u32::try_from(sectors(APPEND_BYTES_MAX))?,
         write_granularity_bytes: BLOCK_LEN_BYTES,
     })?;
+    let zone_count = geometry.zone_count();
     ImageStore::create(image, geometry, CreateOptions::default())?;
     show.step(
         "make",
         &format!(
             "a disk of {} in one sparse file: {} zones of {}, of which {} can be written",
             Size::from(DISK_BYTES),
-            geometry.zone_count(),
+            zone_count,
             Size::from(ZONE_BYTES),
             Size::from(ZONE_CAPACITY_BYTES)
         ),

@@ -24,7 +24,7 @@ impl Rig {
         let geometry = Geometry::new(config).unwrap();
         let states = random_states(&mut rng, &geometry);
         let told = Rc::new(RefCell::new(Told { states: states.clone(), calls: 0, idle_call: None }));
-        let table = ZoneTable::new(geometry, &states, Teller(told.clone())).unwrap();
+        let table = ZoneTable::new(geometry.clone(), &states, Teller(told.clone())).unwrap();
         let model = NaiveDisk::new(config, &states, FIRST_ID);
         let mut medium = vec![0; at(config.capacity_sectors)];
         for (zone, state) in (0..).zip(&states) {

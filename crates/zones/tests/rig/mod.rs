@@ -492,7 +492,7 @@ impl Rig {
     }
 
     fn table_of_told(&self) -> ZoneTable<HookedMutex, Teller> {
-        match ZoneTable::new(self.geometry, &self.told.borrow().states, Teller(self.told.clone())) {
+        match ZoneTable::new(self.geometry.clone(), &self.told.borrow().states, Teller(self.told.clone())) {
             Ok(table) => table,
             Err(error) => self.fail(format_args!("what was observed makes no table: {error}")),
         }

@@ -127,7 +127,7 @@ fn a_table_refuses_states_that_can_not_be() {
     let refused = |change: &dyn Fn(&mut Vec<ZoneState>)| {
         let mut states: Vec<_> = (0..8).map(|zone| ZoneState::new(&geometry, zone)).collect();
         change(&mut states);
-        ZoneTable::<RawMutex, ()>::new(geometry, &states, ()).err().unwrap()
+        ZoneTable::<RawMutex, ()>::new(geometry.clone(), &states, ()).err().unwrap()
     };
     let state = |condition, wp_sectors| ZoneState { condition, wp_sectors };
     assert_eq!(refused(&|s| s.truncate(7)), InitialStateError::Count { found: 7, expected: 8 });
@@ -193,7 +193,7 @@ fn a_table_starts_with_zones_at_rest() {
                 let table_with = |state| {
                     let mut states: Vec<_> = (0..8).map(|zone| ZoneState::new(&geometry, zone)).collect();
                     states[usize::try_from(zone).unwrap()] = state;
-                    ZoneTable::<RawMutex, ()>::new(geometry, &states, ())
+                    ZoneTable::<RawMutex, ()>::new(geometry.clone(), &states, ())
                 };
                 let refusal = table_with(state).err();
                 let not_at_rest = InitialStateError::NotAtRest { zone, condition, wp_sectors };

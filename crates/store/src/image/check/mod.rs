@@ -141,7 +141,7 @@ impl Walk<'_> {
         };
         let Some(writable) = superblocks::check_features(self, &superblock) else { return Some(image) };
         let Some(geometry) = superblocks::check_geometry(self, &superblock) else { return Some(image) };
-        image.geometry = Some(geometry);
+        image.geometry = Some(geometry.clone());
         let Some(layout) = superblocks::check_layout(self, &superblock, &geometry) else {
             return Some(image);
         };

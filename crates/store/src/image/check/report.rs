@@ -61,7 +61,7 @@ pub struct Omitted {
 }
 
 /// What the superblock says.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct CheckedImage {
     /// Which image this is.
     pub uuid: Uuid,

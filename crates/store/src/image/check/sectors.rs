@@ -1,12 +1,13 @@
 //! The data area against what the zones' states say of it, the file's length, and what lies between the areas.
 
+use std::mem::offset_of;
 use std::ops::Range;
 
 use virtio_zbd_zones::{Condition, SECTOR_LEN_BYTES, ZoneState};
 
 use super::report::finding;
 use super::{FindingKind, Frame, Remedy, Severity, States, Walk, fault_text};
-use crate::image::format::{BLOCK_LEN_BYTES, SUPERBLOCK_OFFSETS_BYTES};
+use crate::image::format::{BLOCK_LEN_BYTES, SUPERBLOCK_OFFSETS_BYTES, Superblock};
 use crate::image::recover::is_swept;
 use crate::image::{ImageFault, LastUse};
 
@@ -253,8 +254,10 @@ pub(super) fn check_undescribed(walk: &mut Walk<'_>, frame: &Frame) {
     let superblocks_end = SUPERBLOCK_OFFSETS_BYTES[1] + BLOCK_LEN_BYTES;
     let words_end = layout.live.start + 8 * u64::from(frame.geometry.zone_count());
     if let Some(at) = frame.superblock.reserved.iter().position(|&byte| byte != 0) {
-        let at = 184 + at as u64;
-        undescribed(walk, at..BLOCK_LEN_BYTES, "the superblock");
+        let at = offset_of!(Superblock, reserved) + at;
+        undescribed(walk, at as u64..BLOCK_LEN_BYTES, "the superblock");
+    } else if let Some(at) = frame.superblock.unused_run_byte() {
+        undescribed(walk, at as u64..BLOCK_LEN_BYTES, "the superblock");
     }
     for (gap, place) in [
         (superblocks_end..layout.pages.start, "before the zone-state pages"),

@@ -11,8 +11,8 @@ use super::report::finding;
 use super::{FindingKind, Remedy, Severity, Walk, fault_text};
 use crate::image::ImageFault;
 use crate::image::format::{
-    BLOCK_LEN, BLOCK_LEN_BYTES, BOOT_ID_CLEAN, Layout, MAGIC, PAGE_MAGIC, SUPERBLOCK_OFFSETS_BYTES,
-    StatePage, Superblock, Unusable, VERSION,
+    BLOCK_LEN, BLOCK_LEN_BYTES, BOOT_ID_CLEAN, FEATURES_INCOMPAT, Layout, MAGIC, PAGE_MAGIC,
+    SUPERBLOCK_OFFSETS_BYTES, StatePage, Superblock, Unusable, VERSION,
 };
 
 /// A copy as it was found.
@@ -190,7 +190,7 @@ fn of_two_images(walk: &mut Walk<'_>, copies: [&Superblock; 2]) -> Option<Superb
 /// Whether every zone-state page that a superblock speaks of is its image's, in both places, and as it was when the image
 /// was closed.
 fn pages_belong(walk: &Walk<'_>, superblock: &Superblock) -> bool {
-    let Ok(geometry) = Geometry::new(superblock.geometry_config()) else { return false };
+    let Ok(geometry) = superblock.geometry() else { return false };
     let Ok(layout) = Layout::check(superblock, &geometry, walk.len_bytes) else { return false };
     let sequence = |page, slot| {
         let block = walk.block(layout.slot_offset_bytes(page, slot)).ok()?;
@@ -245,8 +245,10 @@ fn of_none_good(walk: &mut Walk<'_>, copies: &[Copy; 2], why: [Unusable; 2]) -> 
 fn resembles(superblock: &Superblock, copy: &Copy) -> bool {
     const DIFFERENT_BYTES_MAX: usize = 8;
     let Some(block) = &copy.block else { return false };
-    let described = offset_of!(Superblock, reserved);
-    let different = block[..described].iter().zip(superblock.as_bytes()).filter(|(a, b)| a != b).count();
+    let reserved = offset_of!(Superblock, reserved)..offset_of!(Superblock, layout_runs);
+    let described =
+        (0..).zip(block.iter().zip(superblock.as_bytes())).filter(|(at, _)| !reserved.contains(at));
+    let different = described.filter(|(_, (a, b))| a != b).count();
     superblock.live_boot_id == BOOT_ID_CLEAN && different <= DIFFERENT_BYTES_MAX
 }
 
@@ -305,7 +307,7 @@ pub(super) fn check_features(walk: &mut Walk<'_>, superblock: &Superblock) -> Op
         finding(FindingKind::Features, Severity::Fatal, bytes, fault_text(&fault))
             .remedy(Remedy::NewerProgram, advice)
     };
-    match (superblock.features_incompat.get(), superblock.features_ro_compat.get()) {
+    match (superblock.features_incompat.get() & !FEATURES_INCOMPAT, superblock.features_ro_compat.get()) {
         (0, 0) => Some(true),
         (0, unknown) => {
             let fault = ImageFault::ReadOnlyFeatures { unknown };
@@ -325,12 +327,16 @@ pub(super) fn check_features(walk: &mut Walk<'_>, superblock: &Superblock) -> Op
 const WRONG: &str = "The superblock that counts is itself wrong: use a copy of the image";
 
 pub(super) fn check_geometry(walk: &mut Walk<'_>, superblock: &Superblock) -> Option<Geometry> {
-    match Geometry::new(superblock.geometry_config()) {
+    match superblock.geometry() {
         Ok(geometry) => Some(geometry),
         Err(why) => {
             walk.repair_nothing(Remedy::Copy, WRONG);
-            let text = fault_text(&why.into());
-            walk.findings.add(finding(FindingKind::Geometry, Severity::Fatal, 80..116, text).lost());
+            let bytes = match why {
+                ImageFault::Geometry(_) => 80..116,
+                _ => 184..BLOCK_LEN_BYTES,
+            };
+            walk.findings
+                .add(finding(FindingKind::Geometry, Severity::Fatal, bytes, fault_text(&why)).lost());
             None
         }
     }
@@ -395,7 +401,11 @@ fn field_at(at: usize) -> &'static str {
         data_len_bytes,
         page_sequence_sum,
         history,
+        layout_model,
+        layout_head_runs,
+        layout_cycle_runs,
         reserved,
+        layout_runs,
     ];
     fields.iter().rev().find(|(offset, _)| *offset <= at).map_or("magic", |(_, name)| name)
 }

@@ -360,11 +360,15 @@ impl<V: Content> Model<V> {
         self.clock += 1;
         let Some(commit) = self.commits.remove(&id).filter(|_| ok) else { return };
         for (zone, number, state) in commit.states {
-            let Some(geometry) = self.shape.geometry else { break };
+            let Some(state) =
+                self.shape.geometry.as_ref().map(|geometry| state.after_restart(geometry, zone))
+            else {
+                break;
+            };
             let zone_of = self.zone(zone);
             let lives = [Some(&mut zone_of.now), zone_of.before.as_mut()];
             if let Some(life) = lives.into_iter().flatten().find(|life| life.number == number) {
-                life.durable = state.after_restart(&geometry, zone);
+                life.durable = state;
             }
         }
         for zone in commit.reset {

@@ -157,7 +157,8 @@ impl<V: Content> Model<V> {
                 ZoneState { condition: Condition::Closed, wp_sectors }
             }
         };
-        let state = self.shape.geometry.map_or(state, |geometry| state.after_restart(&geometry, index));
+        let state =
+            self.shape.geometry.as_ref().map_or(state, |geometry| state.after_restart(geometry, index));
         Choice { state, before }
     }
 
@@ -165,7 +166,8 @@ impl<V: Content> Model<V> {
         let special = |state: ZoneState| {
             matches!(state.condition, Condition::Full | Condition::ReadOnly | Condition::Offline)
         };
-        let capacity = self.shape.geometry.map_or(0, |geometry| geometry.zone_capacity_sectors(index));
+        let capacity =
+            self.shape.geometry.as_ref().map_or(0, |geometry| geometry.zone_capacity_sectors(index));
         let low = life.durable.wp_sectors.min(capacity);
         if special(life.durable) {
             let other = if special(life.published) { life.published } else { life.durable };
