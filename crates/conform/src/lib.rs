@@ -26,7 +26,6 @@
 
 extern crate alloc;
 
-#[allow(dead_code, unused_imports, reason = "the words come before the cases that use them")]
 mod bench;
 mod case;
 mod cases;

@@ -18,7 +18,7 @@ pub(crate) use self::disk::{Disk, Zoned};
 pub(crate) use self::random::Random;
 pub(crate) use self::request::{Reply, Request, status_name};
 pub(crate) use self::survey::{Fault, Survey};
-pub(crate) use self::zones::{Seen, Zone, state_name};
+pub(crate) use self::zones::{Seen, Zone};
 use crate::case::{Case, Exchange, Finding, Outcome};
 use crate::link::{Link, LinkError, Started};
 use crate::run::RunOptions;
@@ -238,6 +238,11 @@ impl<'a> Bench<'a> {
         self.link.write_config(offset, byte)?;
         self.note(self.last_sent.clone(), "done".into());
         Ok(())
+    }
+
+    /// The device is in no state to go on with: it is started again before anything else is sent.
+    pub(crate) fn forget_session(&mut self) {
+        self.session = None;
     }
 
     pub(crate) fn queue_size(&self) -> u16 {

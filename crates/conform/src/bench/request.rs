@@ -92,7 +92,6 @@ impl Request {
         (len as u64).div_ceil(SECTOR_LEN_BYTES).max(1)
     }
 
-    /// Whether the bench asks this for itself.
     pub(crate) fn is_report(&self) -> bool {
         self.is(RequestType::ZoneReport)
     }

@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use virtio_zbd_spec::{RequestType, SECTOR_LEN_BYTES, Status};
 
 use super::request::UNTOUCHED;
-use super::{Bench, Reply, Request, Stop, status_name};
+use super::{Bench, Reply, Request, Stop, Zone, status_name};
 use crate::link::{Chain, LinkError};
 
 impl Bench<'_> {
@@ -137,6 +137,11 @@ impl Bench<'_> {
         usize::try_from((max - max % SECTOR_LEN_BYTES).max(SECTOR_LEN_BYTES)).unwrap_or(512)
     }
 
+    /// Notes that a zone may not be empty any more, by something that does not name it.
+    pub(crate) fn touch_zone(&mut self, zone: &Zone) {
+        self.touched.insert(zone.start);
+    }
+
     /// Notes which zones may not be empty after a request.
     fn touch(&mut self, request: &Request) {
         let Some(zoned) = self.disk.and_then(|disk| disk.zoned) else { return };
@@ -150,9 +155,7 @@ impl Bench<'_> {
     }
 
     fn note_sent(&mut self, request: &Request, reply: Result<&Reply, &LinkError>) {
-        if !request.is_report() {
-            self.last_sent = request.to_string();
-        }
+        self.last_sent = request.to_string();
         let came = match reply {
             Ok(reply) => reply.text(request),
             Err(error) => error.to_string(),

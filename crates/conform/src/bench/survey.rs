@@ -87,9 +87,12 @@ impl Bench<'_> {
         found.map_or(Ok(()), |found| self.fail(expected, found))
     }
 
-    /// Reads a report of as many zones as fit `room` bytes.
+    /// Reads a report of as many zones as fit `room` bytes, to see what a request before has done.
     pub(crate) fn report(&mut self, sector: u64, room: usize) -> Result<(Reply, Vec<ZoneDescriptor>), Stop> {
-        let reply = self.send(&Request::report(sector, room))?;
+        let sent = core::mem::take(&mut self.last_sent);
+        let reply = self.send(&Request::report(sector, room));
+        self.last_sent = sent;
+        let reply = reply?;
         let zones = if reply.is_ok() { descriptors(&reply) } else { Vec::new() };
         Ok((reply, zones))
     }

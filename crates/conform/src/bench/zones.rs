@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use virtio_zbd_spec::{RequestType, SECTOR_LEN_BYTES, Status, ZoneDescriptor, ZoneState, ZoneType};
 
 use super::request::bytes;
-use super::{Bench, Disk, Reply, Request, Stop, Survey, Verdict, Zoned, skip};
+use super::{Bench, Disk, Reply, Request, Stop, Verdict, Zoned, skip};
 
 /// A zone's place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -211,24 +211,33 @@ impl Bench<'_> {
 
     /// The sequential zone that is filled most quickly, if the run's bound allows it, with room for `granules`.
     pub(crate) fn fillable(&mut self, granules: u64) -> Result<Zone, Stop> {
+        self.fillable_that(granules, |_, _| true, "capacity is a number of whole granules")
+    }
+
+    /// The same, of those that are as wanted, told the granule.
+    pub(crate) fn fillable_that(
+        &mut self,
+        granules: u64,
+        fits: fn(&Zone, u64) -> bool,
+        what: &str,
+    ) -> Result<Zone, Stop> {
         let (_, zoned) = self.writable()?;
         let granule = zoned.granule();
-        let max = self.options().fill_max_sectors;
+        let max = self.options.fill_max_sectors;
         let survey = self.survey()?;
-        let zone = (survey.capacities.values().copied())
-            .find(|zone| zone.capacity >= granules * granule && zone.capacity.is_multiple_of(granule));
-        fill_bound(zone, survey, max)
-    }
-}
-
-fn fill_bound(zone: Option<Zone>, survey: &Survey, max: u64) -> Result<Zone, Stop> {
-    match zone {
-        None if survey.sequential.is_empty() => skip("no sequential zone"),
-        None => skip("no zone has a capacity of enough whole granules"),
-        Some(zone) if zone.capacity > max => {
-            skip(format!("the smallest zone has {} sectors, the run fills at most {max}", zone.capacity))
+        if survey.sequential.is_empty() {
+            return skip("no sequential zone");
         }
-        Some(zone) => Ok(zone),
+        let whole =
+            |zone: &Zone| zone.capacity >= granules * granule && zone.capacity.is_multiple_of(granule);
+        let zone = survey.capacities.values().copied().find(|zone| whole(zone) && fits(zone, granule));
+        match zone {
+            None => skip(format!("no zone's {what}, with room for {granules} granules")),
+            Some(zone) if zone.capacity > max => {
+                skip(format!("the smallest zone has {} sectors, the run fills at most {max}", zone.capacity))
+            }
+            Some(zone) => Ok(zone),
+        }
     }
 }
 
@@ -303,6 +312,20 @@ impl Bench<'_> {
             zone.start,
             seen.state_name()
         )))
+    }
+}
+
+/// Data.
+impl Bench<'_> {
+    /// Data of `granules` times the write granularity.
+    pub(crate) fn granules(&mut self, granules: u64) -> Result<Vec<u8>, Stop> {
+        let granule = self.zones()?.1.granule();
+        Ok(self.random.bytes(bytes(granules * granule)))
+    }
+
+    /// Data of the least length that can be written to a sequential zone.
+    pub(crate) fn granule(&mut self) -> Result<Vec<u8>, Stop> {
+        self.granules(1)
     }
 }
 

@@ -1,12 +1,35 @@
 //! The cases, a file for each theme, and the table of all.
 
+mod append;
+mod boundaries;
 mod config;
+mod framing;
+mod limits;
+mod management;
 mod negotiation;
+mod ours;
+mod plain;
+mod read;
+mod report;
+mod write;
 
 use crate::case::Case;
 
 /// The themes, each with its cases.
-const THEMES: &[&[Case]] = &[config::CASES, negotiation::CASES];
+const THEMES: &[&[Case]] = &[
+    config::CASES,
+    negotiation::CASES,
+    report::CASES,
+    management::CASES,
+    limits::CASES,
+    write::CASES,
+    append::CASES,
+    read::CASES,
+    boundaries::CASES,
+    framing::CASES,
+    plain::CASES,
+    ours::CASES,
+];
 
 static CASES: [Case; count()] = sorted();
 
