@@ -49,6 +49,8 @@ mod process;
 pub mod programs;
 pub mod qemu;
 mod terminal;
+pub mod tools;
+pub mod work;
 
 pub use baremetal::{BareMetal, Machine, Report, TestMachine, Verdict};
 pub use boot::{Guest, Output, RunningGuest};

@@ -43,8 +43,10 @@ pub const KERNEL_BUILD: &[Package] = &[
 /// What the guest tests call inside the guest.
 pub const GUEST_TOOLS: &[Package] = &[
     Package { name: "btrfs-progs", sign: Sign::Program("mkfs.btrfs") },
+    Package { name: "e2fsprogs", sign: Sign::Program("mkfs.ext4") },
     Package { name: "f2fs-tools", sign: Sign::Program("mkfs.f2fs") },
     Package { name: "fio", sign: Sign::Program("fio") },
+    Package { name: "kmod", sign: Sign::Program("depmod") },
     Package { name: "util-linux", sign: Sign::Program("blkzone") },
 ];
 

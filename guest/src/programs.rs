@@ -8,6 +8,8 @@ use crate::{Error, Result};
 pub const VZBD_VARIABLE: &str = "VIRTIO_ZBD_VZBD";
 /// Names another `guest-init`.
 pub const GUEST_INIT_VARIABLE: &str = "VIRTIO_ZBD_GUEST_INIT";
+/// Names another `guest-work`.
+pub const GUEST_WORK_VARIABLE: &str = "VIRTIO_ZBD_GUEST_WORK";
 
 /// The disk daemon, from the build directory of the running program or test.
 ///
@@ -23,6 +25,14 @@ pub fn vzbd() -> Result<PathBuf> {
 /// It is not built.
 pub fn guest_init() -> Result<PathBuf> {
     find("guest-init", GUEST_INIT_VARIABLE)
+}
+
+/// What works in a guest, from the build directory of the running program or test.
+///
+/// # Errors
+/// It is not built.
+pub fn guest_work() -> Result<PathBuf> {
+    find("guest-work", GUEST_WORK_VARIABLE)
 }
 
 /// Cargo's build directory, `target`.

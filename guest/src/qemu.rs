@@ -1,6 +1,6 @@
 //! A QEMU that has zoned disks: the machine's own if it is new enough, otherwise one of a newer Debian, kept in the cache.
 
-mod apt;
+pub(crate) mod apt;
 mod fetch;
 mod initramfs;
 mod linux;

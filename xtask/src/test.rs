@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use virtio_zbd_guest::packages::{self, GUEST_TOOLS};
+use virtio_zbd_guest::tools::ZonedTools;
 use virtio_zbd_guest::{BareMetal, Kernel, Qemu, StockKernel};
 
 use crate::cargo::{cargo, cargo_with_programs};
@@ -34,6 +35,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         Kernel::ensure(&mut say)?;
         Qemu::ensure(&mut say)?;
         StockKernel::ensure(&mut say)?;
+        ZonedTools::ensure(&mut say)?;
         say("baremetal: building the kernels");
         BareMetal::build()?;
     }

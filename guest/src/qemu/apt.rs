@@ -10,7 +10,7 @@ use crate::command::{run_logged, tail_of_file};
 use crate::{Error, Progress, Result, packages};
 
 /// The release that they come from. By its code name: it stays what it is when newer ones come.
-pub(super) const RELEASE: &str = "forky";
+pub(crate) const RELEASE: &str = "forky";
 
 /// Debian's architecture name for what we want: the machines of our tests are x86-64, and so is this one.
 const ARCHITECTURE: &str = "amd64";
@@ -21,29 +21,29 @@ const KEYRINGS: &[&str] =
 
 /// What is wanted, and what to say where it can't be had.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Wanted {
+pub(crate) struct Wanted {
     /// For files, locks and progress: one word.
-    pub(super) name: &'static str,
+    pub(crate) name: &'static str,
     /// For an error: what it is.
-    pub(super) what: &'static str,
+    pub(crate) what: &'static str,
     /// For an error: another way to get it; empty, or it ends in "or".
-    pub(super) instead: &'static str,
-    pub(super) packages: &'static [&'static str],
+    pub(crate) instead: &'static str,
+    pub(crate) packages: &'static [&'static str],
 }
 
 /// Work under way for an entry of the cache.
 #[derive(Debug)]
-pub(super) struct Work<'a> {
+pub(crate) struct Work<'a> {
     wanted: &'a Wanted,
     dir: &'a Path,
     /// All that is run writes there.
-    pub(super) log: &'a Path,
+    pub(crate) log: &'a Path,
 }
 
 impl Wanted {
     /// The cache's entry `key`. If it is not there, `make` makes it, in a directory that is then renamed: an entry is whole.
     /// Processes that ask at the same time wait for the one that makes it.
-    pub(super) fn provide(
+    pub(crate) fn provide(
         &self,
         key: &str,
         progress: Progress<'_>,
@@ -89,7 +89,7 @@ impl Wanted {
 
 impl Work<'_> {
     /// The packages' files, from the first of the machine's package sources that has the release.
-    pub(super) fn download(&self, progress: Progress<'_>) -> Result<Vec<PathBuf>> {
+    pub(crate) fn download(&self, progress: Progress<'_>) -> Result<Vec<PathBuf>> {
         let Wanted { name, packages, .. } = self.wanted;
         let apt = Apt::new(self.dir)?;
         let mirrors = self.mirrors()?;
@@ -114,7 +114,7 @@ impl Work<'_> {
     }
 
     /// Unpacks packages into `root`.
-    pub(super) fn unpack(&self, archives: &[PathBuf], root: &Path) -> Result<()> {
+    pub(crate) fn unpack(&self, archives: &[PathBuf], root: &Path) -> Result<()> {
         fs::create_dir_all(root).map_err(Error::io("make the directory", root))?;
         archives.iter().try_for_each(|archive| {
             let mut command = Command::new("dpkg-deb");
