@@ -34,7 +34,7 @@ pub(crate) struct Offer {
 impl Offer {
     /// The feature bits offered.
     ///
-    /// A zoned disk offers neither DISCARD (R2) nor WRITE_ZEROES (G3).
+    /// A zoned disk offers neither DISCARD (R2; a host-aware one could, R3) nor WRITE_ZEROES (G3).
     pub(crate) fn features(&self) -> Features {
         let mut features = Features::VERSION_1
             | Features::INDIRECT_DESC
@@ -59,17 +59,19 @@ impl Offer {
     }
 
     /// The configuration space. Every field is set whether or not its feature was accepted: a front-end may read it
-    /// before a driver has spoken, and the driver reads only what it negotiated.
-    pub(crate) fn config_space(&self, write_back: bool) -> BlkConfig {
+    /// before a driver has spoken, and the driver reads only what it negotiated. But a driver that has spoken, and knows
+    /// no zones, sees none (V3).
+    pub(crate) fn config_space(&self, negotiated: &Negotiated) -> BlkConfig {
         let mut config = BlkConfig::new_zeroed();
         config.capacity.set(self.capacity_sectors);
         config.size_max.set(SIZE_MAX_BYTES);
         config.seg_max.set(SEG_MAX);
         config.blk_size.set(self.block_len_bytes);
         config.topology.min_io_size.set(1);
-        config.writeback = u8::from(write_back);
+        config.writeback = u8::from(negotiated.write_back());
         config.num_queues.set(self.queues);
         match &self.geometry {
+            Some(_) if !negotiated.is_refused() && !negotiated.has(Features::ZONED) => {}
             Some(geometry) => config.zoned = zoned(geometry),
             None => {
                 config.max_discard_sectors.set(MAX_DISCARD_SECTORS);
@@ -116,7 +118,7 @@ impl Negotiated {
     /// The driver's choice of the features in `offer`.
     ///
     /// # Errors
-    /// A bit that was not offered, a legacy driver (V2), or no ZONED on a host-managed disk (V4).
+    /// A bit that was not offered, a legacy driver (V2), or no ZONED on a host-managed disk (V4). Of a host-aware one it may be left out (V3).
     pub(crate) fn new(offer: &Offer, accepted: u64) -> Result<Self, FeaturesRefused> {
         let features = Features::from_bits_retain(accepted);
         let unoffered = features.difference(offer.features());
@@ -126,7 +128,8 @@ impl Negotiated {
         if !features.contains(Features::VERSION_1) {
             return Err(FeaturesRefused::Legacy);
         }
-        if offer.geometry.is_some() && !features.contains(Features::ZONED) {
+        let host_managed = |geometry: &Geometry| geometry.model() == zones::Model::HostManaged;
+        if offer.geometry.as_ref().is_some_and(host_managed) && !features.contains(Features::ZONED) {
             return Err(FeaturesRefused::NotZoned);
         }
         // CONFIG_WCE without FLUSH begins as write-through; with neither, completed writes are to be stable
@@ -241,7 +244,7 @@ mod tests {
 
     #[test]
     fn v5_to_v11_the_zoned_fields() {
-        let config = zoned_offer().config_space(true);
+        let config = zoned_offer().config_space(&Negotiated::nothing());
         assert_eq!(config.zoned.model, 1);
         assert_eq!(config.zoned.zone_sectors.get(), 512);
         assert_eq!(config.zoned.max_open_zones.get(), 3);
@@ -257,7 +260,7 @@ mod tests {
     #[test]
     fn v1_v3_a_plain_disk_has_no_zones_at_all() {
         assert!(!plain_offer().features().contains(Features::ZONED));
-        let config = plain_offer().config_space(true);
+        let config = plain_offer().config_space(&Negotiated::nothing());
         assert_eq!(config.zoned.as_bytes(), [0; 24]);
     }
 
@@ -280,6 +283,29 @@ mod tests {
         assert_eq!(accept(all | Features::DISCARD), Err(FeaturesRefused::Unoffered { bits: 1 << 13 }));
         let plain = plain_offer();
         assert!(Negotiated::new(&plain, Features::VERSION_1.bits()).is_ok());
+    }
+
+    #[test]
+    fn v3_v5_a_host_aware_disk_may_be_used_without_zones() {
+        let config = *zoned_offer().geometry.unwrap().config();
+        let config = GeometryConfig { max_open_zones: 0, max_active_zones: 0, ..config };
+        let layout = zones::ZoneLayout {
+            model: zones::Model::HostAware,
+            head: Vec::new(),
+            cycle: vec![zones::ZoneRun::preferred(1, 512)],
+        };
+        let geometry = Geometry::with_layout(config, layout).unwrap();
+        let offer = Offer { geometry: Some(geometry), ..zoned_offer() };
+        let space = |negotiated: &Negotiated| offer.config_space(negotiated).zoned;
+        assert_eq!(space(&Negotiated::nothing()).model, 2);
+        let accept = |features: Features| Negotiated::new(&offer, features.bits());
+        let zoned = accept(offer.features()).unwrap();
+        assert_eq!((space(&zoned).model, space(&zoned).zone_sectors.get()), (2, 512));
+        let regular = accept(offer.features() - Features::ZONED).unwrap();
+        assert!(!regular.is_refused());
+        assert_eq!(space(&regular).as_bytes(), [0; 24]);
+        let legacy = offer.features() - Features::ZONED - Features::VERSION_1;
+        assert_eq!(accept(legacy).map(|_| ()), Err(FeaturesRefused::Legacy), "V2");
     }
 
     #[test]

@@ -148,7 +148,7 @@ impl Disk {
 
     /// Copies the configuration space from `offset` on to `out`; what lies past its end is zero.
     pub fn read_config(&self, negotiated: &Negotiated, offset: u32, out: &mut [u8]) {
-        config::copy_config(&self.offer.config_space(negotiated.write_back()), offset, out);
+        config::copy_config(&self.offer.config_space(negotiated), offset, out);
     }
 
     /// Takes what a driver writes to the configuration space from `offset` on: see [`Negotiated::write_config`].

@@ -6,10 +6,12 @@
 use std::io;
 use std::sync::Arc;
 
-use virtio_zbd_spec::{ID_LEN_BYTES, ReportHeader, Status, ZoneDescriptor, ZoneState as WireState, ZoneType};
+use virtio_zbd_spec::{
+    Features, ID_LEN_BYTES, ReportHeader, Status, ZoneDescriptor, ZoneState as WireState, ZoneType,
+};
 use virtio_zbd_store::{IoBuffer, Zeroing, medium_is_bad};
 use virtio_zbd_zones::{
-    Begun, Grant, Refusal, ResetEnd, Retirement, SECTOR_LEN_BYTES, ZoneKind, ZoneReport, ZoneTable,
+    Begun, Grant, ReadPlan, Refusal, ResetEnd, Retirement, SECTOR_LEN_BYTES, ZoneKind, ZoneReport,
 };
 use zerocopy::IntoBytes;
 
@@ -69,8 +71,9 @@ impl Worker {
         let disk = &self.place.disk;
         let stored_sectors = match &disk.zones {
             Some(zones) => match zones.admit_read(sector, sectors) {
-                Ok(plan) => plan.stored_sectors,
-                Err(refusal) => return self.answer(slot, Answer::status(status_of(refusal))),
+                Ok(plan) if plan.more.is_empty() => plan.stored_sectors,
+                Ok(plan) => return self.read_stretches(slot, sector, data, &plan),
+                Err(refusal) => return self.refuse(slot, refusal),
             },
             None if !disk.offer.holds(sector, sectors) => {
                 return self.answer(slot, Answer::status(Status::IoErr));
@@ -92,6 +95,34 @@ impl Worker {
         }
         self.set_step(slot, Step::Reading { sector });
         self.lane.read(slot.into(), buffer, stored_bytes, byte_offset(sector));
+    }
+
+    /// A read across zones of which one is not written to its end: stretch after stretch, with zeros between.
+    fn read_stretches(&mut self, slot: u32, sector: u64, data: &Spans, plan: &ReadPlan) {
+        let len_bytes =
+            |sectors: u64| u32::try_from(sectors * u64::from(SECTOR_LEN_BYTES)).unwrap_or(u32::MAX);
+        let mut stretches = Vec::new();
+        let mut rest = data.clone();
+        let mut at = 0;
+        let first = 0..plan.stored_sectors;
+        for stretch in std::iter::once(&first).chain(&plan.more) {
+            let cut = |rest: &mut Spans, to: u64| rest.split_front(len_bytes(to - at));
+            let Some(gap) = cut(&mut rest, stretch.start) else { break };
+            gap.fill_zero(&self.place.memory, 0);
+            at = stretch.start;
+            let Some(part) = rest.split_front(len_bytes(stretch.end - at)) else { break };
+            at = stretch.end;
+            if let Some(buffer) = self.buffer(&part).filter(|buffer| buffer.len_bytes() > 0) {
+                stretches.push((buffer, sector + stretch.start));
+            }
+        }
+        rest.fill_zero(&self.place.memory, 0);
+        let left = u32::try_from(stretches.len()).unwrap_or(u32::MAX);
+        self.set_step(slot, Step::ReadingStretches { left, status: Status::Ok });
+        for (buffer, sector) in stretches {
+            let len_bytes = buffer.len_bytes();
+            self.lane.read(slot.into(), buffer, len_bytes, byte_offset(sector));
+        }
     }
 
     /// A write or an append: a place for it, then the data.
@@ -121,7 +152,7 @@ impl Worker {
                         self.set_step(slot, Step::Waiting(request));
                         return;
                     }
-                    Err(refusal) => return self.answer(slot, Answer::status(status_of(refusal))),
+                    Err(refusal) => return self.refuse(slot, refusal),
                 }
             }
             None if disk.offer.holds(sector, sectors.into()) => None,
@@ -170,7 +201,8 @@ impl Worker {
             Some(Step::Probing(_)) => self.answer(slot, Answer::status(Status::IoErr)),
             // What is left of it goes first: once the zone knows, the place may lie below its write pointer, or be reset and
             // written anew.
-            Some(Step::Writing { grant: Some(grant), sectors, .. }) if !ok && self.is_sequential(&grant) => {
+            // Where nothing is reserved, what is left of it is nobody's business.
+            Some(Step::Writing { grant: Some(grant), sectors, .. }) if !ok && grant.is_reserved() => {
                 let (at, len) = (byte_offset(grant.sector()), byte_offset(sectors.into()));
                 self.set_step(slot, Step::Clearing { grant, medium_is_bad: bad });
                 self.lane.zero(slot.into(), at, len, Zeroing::Deallocate);
@@ -196,6 +228,14 @@ impl Worker {
                     false => self.answer(slot, Answer::status(Status::IoErr)),
                 }
             }
+            Some(Step::ReadingStretches { left, status }) => {
+                let status = if ok { status } else { Status::IoErr };
+                match left - 1 {
+                    0 if status == Status::Ok => self.answer(slot, Answer::FILLED),
+                    0 => self.answer(slot, Answer::status(status)),
+                    left => drop(self.set_step(slot, Step::ReadingStretches { left, status })),
+                }
+            }
             Some(Step::Zeroing { left, status }) => {
                 let status = if ok { status } else { Status::IoErr };
                 match left - 1 {
@@ -214,11 +254,6 @@ impl Worker {
             let settled = zones.settle(grant, ok);
             self.wake(settled.woken);
         }
-    }
-
-    fn is_sequential(&self, grant: &Grant) -> bool {
-        let zones = self.place.disk.zones.as_ref().map(ZoneTable::geometry);
-        zones.is_some_and(|zones| !zones.is_conventional(grant.zone()))
     }
 
     /// A read at `sector` has failed because of the medium. Is it only that place? The beginning, the middle and the end of what the
@@ -267,6 +302,16 @@ impl Worker {
     fn retired(&mut self, slot: u32, zones: Vec<u32>) {
         let answer = Answer::status(Status::IoErr);
         self.commit(slot, CommitKind::Retire(zones), Step::Flushing { answer });
+    }
+
+    /// Answers a request that the zones have refused. Who does not know zones is told nothing of them: to such a driver a host-aware disk
+    /// is a regular one (R5).
+    fn refuse(&mut self, slot: u32, refusal: Refusal) {
+        let status = match self.place.negotiated.has(Features::ZONED) {
+            true => status_of(refusal),
+            false => Status::IoErr,
+        };
+        self.answer(slot, Answer::status(status));
     }
 
     /// Answers a change of the disk: at once with the write-back cache, after a flush without (D1).
@@ -423,11 +468,12 @@ impl Worker {
 }
 
 impl Probe {
-    /// The last, the middle and the first written block of the sequential zone that `sector` lies in, to be taken from the back.
-    /// `None`: a conventional zone, which has no way to be offline.
+    /// The last, the middle and the first written block of the zone that `sector` lies in, to be taken from the back. `None`: one that is written
+    /// in any order. A conventional zone has no way to be offline, and a preferred one goes on like it.
     fn of(zones: &Zones, sector: u64) -> Option<Self> {
         let geometry = zones.geometry();
-        let zone = geometry.zone_of(sector).filter(|zone| !geometry.is_conventional(*zone))?;
+        let required = |zone: &u32| geometry.kind(*zone) == ZoneKind::SequentialRequired;
+        let zone = geometry.zone_of(sector).filter(required)?;
         let start = geometry.zone_start(zone);
         let plan = zones.admit_read(start, geometry.zone_len_sectors(zone).into()).ok()?;
         let block = u64::from(geometry.granularity_sectors());

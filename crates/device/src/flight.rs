@@ -31,6 +31,8 @@ pub(crate) enum Step {
     WaitingToResetAll(ResetAll),
     /// The store's read from this sector on.
     Reading { sector: u64 },
+    /// The store's reads of this many stretches more; the status is OK as long as none has failed.
+    ReadingStretches { left: u32, status: Status },
     /// A look at other places of a zone where a read has failed.
     Probing(Probe),
     /// The store's write; of a zoned disk, the place it goes to. An append returns its sector.
@@ -53,6 +55,7 @@ impl Step {
     pub(crate) fn is_in_the_lane(&self) -> bool {
         match self {
             Self::Reading { .. }
+            | Self::ReadingStretches { .. }
             | Self::Probing(_)
             | Self::Writing { .. }
             | Self::Clearing { .. }

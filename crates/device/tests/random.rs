@@ -13,12 +13,13 @@ mod naive;
 
 use common::{Backing, How, Rig, assert_same_bytes, on_every_store};
 use naive::NaiveDisk;
-use virtio_zbd_spec::{RequestType, ZoneState};
+use virtio_zbd_spec::{Features, RequestType, ZoneState, ZoneType};
 use virtio_zbd_testkit::{Completion, Framing, QueueOptions, Request, Token};
-use virtio_zbd_zones::GeometryConfig;
+use virtio_zbd_zones::{Geometry, GeometryConfig, Model, ZoneLayout, ZoneRun};
 
 on_every_store!(
     one_request_after_the_other_on_a_zoned_disk,
+    one_request_after_the_other_on_an_odd_disk,
     one_request_after_the_other_on_a_plain_disk,
     many_requests_in_flight_on_two_queues,
 );
@@ -96,6 +97,38 @@ fn random_shape(rng: &mut fastrand::Rng) -> GeometryConfig {
     }
 }
 
+/// A disk whose zones are of several kinds and capacities: its geometry, and what each zone is.
+fn random_odd(rng: &mut fastrand::Rng) -> (Geometry, Vec<(ZoneType, u32)>) {
+    let mut shape = random_shape(rng);
+    let count = usize::try_from(shape.capacity_sectors.div_ceil(shape.zone_sectors.into())).unwrap();
+    let aware = rng.bool();
+    let has_preferred = aware || rng.bool();
+    if has_preferred {
+        (shape.max_open_zones, shape.max_active_zones) = (0, 0);
+    }
+    let block = shape.write_granularity_bytes / 512;
+    let zone = |rng: &mut fastrand::Rng| match rng.u8(0..4) {
+        0 => (ZoneType::Conventional, shape.zone_sectors),
+        1 if has_preferred => (ZoneType::SequentialPreferred, shape.zone_sectors),
+        _ if aware => (ZoneType::SequentialPreferred, shape.zone_sectors),
+        _ => (ZoneType::SequentialRequired, rng.u32(1..=shape.zone_sectors / block) * block),
+    };
+    let head: Vec<_> = (0..rng.usize(0..=count)).map(|_| zone(rng)).collect();
+    let cycle: Vec<_> = (0..rng.usize(1..4)).map(|_| zone(rng)).collect();
+    let zones = head.iter().chain(cycle.iter().cycle()).copied().take(count).collect();
+    let runs = |zones: Vec<(ZoneType, u32)>| {
+        let run = |(kind, capacity)| match kind {
+            ZoneType::Conventional => ZoneRun::conventional(1),
+            ZoneType::SequentialRequired => ZoneRun::required(1, capacity),
+            ZoneType::SequentialPreferred => ZoneRun::preferred(1, capacity),
+        };
+        zones.into_iter().map(run).collect()
+    };
+    let model = if aware { Model::HostAware } else { Model::HostManaged };
+    let layout = ZoneLayout { model, head: runs(head), cycle: runs(cycle) };
+    (Geometry::with_layout(shape, layout).unwrap(), zones)
+}
+
 fn options(rng: &mut fastrand::Rng) -> QueueOptions {
     let framings = [
         Framing::Classic,
@@ -125,8 +158,7 @@ fn random_bytes(rng: &mut fastrand::Rng, len: usize) -> Vec<u8> {
 fn compare(rig: &mut Rig, naive: &mut NaiveDisk) {
     let state = rig.state();
     assert_eq!(state.open_and_active, naive.open_and_active());
-    let zoned = !state.zones.is_empty();
-    if zoned {
+    if !naive.regular {
         let report = Request::zone_report(0, 64 + 64 * naive.zones.len());
         assert_eq!(rig.call(report.clone()), naive.call(&report));
     }
@@ -140,6 +172,21 @@ fn one_request_after_the_other_on_a_zoned_disk(on: Backing) {
         println!("{shape:?}");
         let mut rig = Rig::zoned_with(on, shape, How { options: options(&mut rng), ..Default::default() });
         let mut naive = NaiveDisk::zoned(shape, rig.store.identity().serial);
+        one_after_the_other(&mut rig, &mut naive, &mut rng, |naive, rng| random_request(naive, shape, rng))
+    });
+}
+
+fn one_request_after_the_other_on_an_odd_disk(on: Backing) {
+    disks(on, |mut rng| {
+        let (geometry, zones) = random_odd(&mut rng);
+        let regular = geometry.model() == Model::HostAware && rng.bool();
+        println!("{:?} {zones:?}, used as a regular disk: {regular}", geometry.config());
+        let shape = *geometry.config();
+        let without = if regular { Features::ZONED } else { Features::empty() };
+        let how = How { options: options(&mut rng), without, ..Default::default() };
+        let mut rig = Rig::of(on, geometry, how);
+        let mut naive = NaiveDisk::of_zones(shape, zones, rig.store.identity().serial);
+        naive.regular = regular;
         one_after_the_other(&mut rig, &mut naive, &mut rng, |naive, rng| random_request(naive, shape, rng))
     });
 }
@@ -203,6 +250,7 @@ fn random_request(naive: &NaiveDisk, shape: GeometryConfig, rng: &mut fastrand::
         2 => zone.wp().saturating_sub(block),
         3 => zone.wp() + block,
         4 => u64::MAX - rng.u64(0..20),
+        5..8 if zone.kind == ZoneType::SequentialPreferred => zone.start + rng.u64(0..zone.len),
         _ if zone.state == ZoneState::NotWp => zone.start + rng.u64(0..zone.len),
         _ => zone.wp(),
     };
@@ -294,11 +342,13 @@ enum Role {
 fn many_requests_in_flight_on_two_queues(on: Backing) {
     disks(on, |mut rng| {
         // Without limits no zone depends on another.
-        let shape = GeometryConfig { max_open_zones: 0, max_active_zones: 0, ..random_shape(&mut rng) };
-        println!("{shape:?}");
+        let (geometry, zones) = random_odd(&mut rng);
+        let shape = GeometryConfig { max_open_zones: 0, max_active_zones: 0, ..*geometry.config() };
+        println!("{shape:?} {zones:?}");
         let how = How { queues: 2, options: options(&mut rng), ram_len: 8 << 20, ..Default::default() };
-        let mut rig = Rig::zoned_with(on, shape, how);
-        let mut naive = NaiveDisk::zoned(shape, rig.store.identity().serial);
+        let layout = geometry.layout().clone();
+        let mut rig = Rig::of(on, Geometry::with_layout(shape, layout).unwrap(), how);
+        let mut naive = NaiveDisk::of_zones(shape, zones, rig.store.identity().serial);
         let mut seen = Seen::default();
         let mut made = 0;
         while made < REQUESTS_PER_DISK {
@@ -360,12 +410,12 @@ fn random_batch(naive: &NaiveDisk, shape: GeometryConfig, rng: &mut fastrand::Rn
         let any_queue = rng.usize(0..2);
         let i = rng.usize(0..naive.zones.len());
         let zone = &naive.zones[i];
-        let conventional = zone.state == ZoneState::NotWp;
+        let anywhere = zone.kind != ZoneType::SequentialRequired;
         let sectors = block * rng.u64(1..zone.len / block / 4 + 2);
         let data = random_bytes(rng, usize::try_from(sectors * 512).unwrap());
         match roles[i] {
-            Role::Write { queue } if conventional => {
-                // On one queue, too, but served in any order: each batch writes to a conventional zone once.
+            Role::Write { queue } if anywhere => {
+                // On one queue, too, but served in any order: each batch writes to such a zone once.
                 if !std::mem::replace(&mut managed[i], true) {
                     let sector = zone.start + rng.u64(0..zone.len);
                     if sector + sectors <= zone.start + zone.len {

@@ -8,6 +8,8 @@ const WRITEBACK: usize = 32;
 /// What a driver must read, and may write.
 pub(crate) struct Space {
     pub(crate) shape: Option<GeometryConfig>,
+    /// The model of a disk with zones: 1 host-managed, 2 host-aware; 0: the driver has said that it knows no zones.
+    pub(crate) model: u32,
     pub(crate) sectors: u64,
     pub(crate) queues: u16,
     /// The cache mode.
@@ -29,6 +31,7 @@ impl Space {
         set(WRITEBACK, &[u8::from(self.write_back)]);
         set(34, &self.queues.to_le_bytes());
         match self.shape {
+            Some(_) if self.model == 0 => {}
             Some(shape) => {
                 let limits = [
                     shape.zone_sectors,
@@ -36,7 +39,7 @@ impl Space {
                     shape.max_active_zones,
                     shape.max_append_sectors,
                     shape.write_granularity_bytes,
-                    1,
+                    self.model,
                 ];
                 set(72, &limits.map(u32::to_le_bytes).concat());
             }

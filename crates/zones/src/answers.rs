@@ -42,12 +42,15 @@ pub enum Refusal {
 }
 
 /// How much of a read lies in written sectors.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReadPlan {
     /// This many sectors from the read's start are to be read from the store.
     pub stored_sectors: u64,
-    /// The rest was never written and reads as zeros (V30, V31).
+    /// This many of the others were never written and read as zeros (V30, V31).
     pub zero_sectors: u64,
+    /// Further stretches that are to be read from the store, in sectors from the read's start: where it crosses zones of which one is not written
+    /// to its end. In order, and none touches another.
+    pub more: Vec<Range<u64>>,
 }
 
 /// A place for a write, reserved. It must be given to [`ZoneTable::settle`](crate::ZoneTable::settle) when the write has ended.
@@ -56,18 +59,20 @@ pub struct ReadPlan {
 pub struct Grant {
     pub(crate) zone: u32,
     pub(crate) start: u64,
-    /// Relative to the zone's start; `None` where nothing is reserved: in conventional zones, and for no sectors at all.
+    /// Relative to the zone's start; `None` where nothing is reserved: in zones that are written in any order, and for no sectors at all.
     pub(crate) reserved: Option<Range<u32>>,
+    /// Where nothing is reserved, but a preferred zone has to know when the write ends: its length.
+    pub(crate) anywhere_sectors: u32,
     pub(crate) room: Option<Begun>,
 }
 
 impl Grant {
-    /// The zone that it is in.
+    /// The zone that it is in, or begins in.
     pub fn zone(&self) -> u32 {
         self.zone
     }
 
-    /// Whether a place of a sequential zone is reserved: not in conventional zones, and not for no sectors at all.
+    /// Whether a place is reserved at a write pointer: not in conventional and preferred zones, and not for no sectors at all.
     pub fn is_reserved(&self) -> bool {
         self.reserved.is_some()
     }

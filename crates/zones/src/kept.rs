@@ -78,7 +78,7 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
     /// Takes in that an admitted write has failed on the device, which alone knows what has become of its zone. The zone admits nothing more
     /// until the device was asked: by whoever ends the last write that is under way in it, and finds [`Settled::reread`].
     pub fn fail(&self, grant: Grant) -> Settled {
-        let Some(range) = grant.reserved else { return Settled::default() };
+        let Some(range) = grant.reserved else { return self.settle_anywhere(&grant, false) };
         let Ok(mut z) = self.lock_zone(grant.zone) else { return Settled::default() };
         z.in_doubt = true;
         let before = z.state();

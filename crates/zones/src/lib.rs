@@ -21,6 +21,7 @@ mod answers;
 mod geometry;
 mod kept;
 mod layout;
+mod preferred;
 mod resources;
 mod state;
 mod table;

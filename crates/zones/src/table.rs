@@ -8,6 +8,7 @@ use crate::answers::{
     Begun, Grant, InitialStateError, ReadPlan, Refusal, ResetEnd, Retirement, Settled, Ticket, ZoneReport,
 };
 use crate::geometry::Geometry;
+use crate::layout::ZoneKind;
 use crate::resources::{Resources, Room};
 use crate::state::{Condition, ZoneState};
 use crate::zone::Zone;
@@ -20,11 +21,11 @@ use lock_api::{Mutex, MutexGuard, RawMutex};
 /// open or active. `R` is the lock, `O` is told of every state that a store must keep.
 ///
 /// # Lock order
-/// The resources first, then a zone. Who holds the resources may lock a second zone while the first is held (the one that is
-/// closed to make room); who does not holds one zone and waits for no other lock. So no circle can close.
+/// The resources first, then a zone. Who holds the resources may lock further zones while the first is held (the one that is
+/// closed to make room; those that a write crosses); who does not holds one zone and waits for no other lock. So no circle can close.
 pub struct ZoneTable<R, O> {
     geometry: Geometry,
-    resources: Mutex<R, Resources>,
+    pub(crate) resources: Mutex<R, Resources>,
     zones: Box<[Mutex<R, Zone>]>,
     observer: O,
     /// A device below keeps the zones, too: see [`kept_by_device`](Self::kept_by_device).
@@ -116,30 +117,18 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
     /// Whether a read is allowed, and how much of it was ever written.
     ///
     /// # Errors
-    /// Past the disk's end; across zones where one of them is sequential (V25); from an offline zone (V29).
+    /// Past the disk's end; across zones where one of them must be written sequentially (V25); from an offline zone (V29).
     pub fn admit_read(&self, sector: u64, sectors: u64) -> Result<ReadPlan, Refusal> {
         let zones = self.zones_of(sector, sectors)?;
-        let mut stored_sectors = sectors;
-        for zone in zones {
-            let z = self.lock_zone(zone)?;
-            match z.condition {
-                Condition::Offline => return Err(Refusal::InvalidCommand),
-                Condition::NotWp => {}
-                _ => {
-                    let end = self.geometry.zone_start(zone) + u64::from(z.wp());
-                    stored_sectors = end.saturating_sub(sector).min(sectors);
-                }
-            }
-        }
-        Ok(ReadPlan { stored_sectors, zero_sectors: sectors - stored_sectors })
+        self.plan_read(zones, sector, sectors)
     }
 
     /// Whether a write at `sector` is allowed now; reserves its place and opens the zone if need be (V20).
     ///
     /// # Errors
-    /// Past the disk's end; across zones where one is sequential (V25); not at the write pointer or not a whole number of
-    /// blocks (V26); beyond the zone's capacity (V22); a zone that can't be written (V28, V29); no resources (V20); a zone
-    /// that must be reset again first ([`Refusal::Unswept`]).
+    /// Past the disk's end; across zones where one must be written sequentially (V25); there, not at the write pointer or not a whole
+    /// number of blocks (V26), or beyond the zone's capacity (V22); a zone that can't be written (V28, V29); no resources
+    /// (V20); a zone that must be reset again first ([`Refusal::Unswept`]).
     pub fn admit_write(&self, sector: u64, sectors: u32, ticket: Ticket) -> Result<Grant, Refusal> {
         self.place_write(sector, sectors, ticket, |_| {})
     }
@@ -156,18 +145,19 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
         ticket: Ticket,
         placed: impl FnOnce(u64),
     ) -> Result<Grant, Refusal> {
-        let mut zones = self.zones_of(sector, sectors.into())?;
-        let zone = zones.next().ok_or(Refusal::OutOfRange)?;
-        if self.geometry.is_conventional(zone) {
-            return Ok(Grant { zone, start: sector, reserved: None, room: None });
+        let zones = self.zones_of(sector, sectors.into())?;
+        match self.geometry.kind(zones.start) {
+            ZoneKind::SequentialRequired => {
+                self.admit(zones.start, sector, sectors, Placement::At, ticket, placed)
+            }
+            _ => self.admit_anywhere(zones, sector, sectors, ticket),
         }
-        self.admit(zone, sector, sectors, Placement::At, ticket, placed)
     }
 
     /// Whether an append of `sectors` to the zone that starts at `sector` is allowed now; reserves its place at the write pointer.
     ///
     /// # Errors
-    /// As [`admit_write`](Self::admit_write), and: no append on this disk, or too long (V24); not a sequential zone (V14);
+    /// As [`admit_write`](Self::admit_write), and: no append on this disk, or too long (V24); a conventional or preferred zone (V14);
     /// `sector` is not the zone's start (V21).
     pub fn admit_append(&self, sector: u64, sectors: u32, ticket: Ticket) -> Result<Grant, Refusal> {
         self.place_append(sector, sectors, ticket, |_| {})
@@ -189,7 +179,7 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
             return Err(Refusal::Unsupported);
         }
         let zone = self.sequential_zone_at(sector)?;
-        if sectors > limit {
+        if self.geometry.kind(zone) != ZoneKind::SequentialRequired || sectors > limit {
             return Err(Refusal::InvalidCommand);
         }
         self.admit(zone, sector, sectors, Placement::Append, ticket, placed)
@@ -201,7 +191,7 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
     /// pointer for good: a gap. And while the write is not settled its zone can't be reset, so that the zeros can't
     /// fall on what is written after a reset.
     pub fn settle(&self, grant: Grant, ok: bool) -> Settled {
-        let Some(range) = grant.reserved else { return Settled::default() };
+        let Some(range) = grant.reserved else { return self.settle_anywhere(&grant, ok) };
         let zone = grant.zone;
         let Ok(mut z) = self.lock_zone(zone) else { return Settled::default() };
         let before = z.state();
@@ -210,6 +200,11 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
         if z.in_doubt {
             return Settled { woken: Vec::new(), reread: z.begin_reread(zone) };
         }
+        self.come_to_rest(zone, z)
+    }
+
+    /// A write in `zone` has ended; it may have been the last one.
+    pub(crate) fn come_to_rest<'a>(&'a self, zone: u32, mut z: MutexGuard<'a, R, Zone>) -> Settled {
         if self.condition_at_rest(zone, &z) != z.condition {
             // The lock order wants the resources first. What happens in between is seen below, or by `transition`.
             drop(z);
@@ -251,7 +246,13 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
     pub fn adopt(&self, sector: u64, sectors: u32) -> Option<Grant> {
         self.within_zone(sector, sectors, |z, range| {
             let zone = self.geometry.zone_of(sector)?;
-            z.adopt(&range).then_some(Grant { zone, start: sector, reserved: Some(range), room: None })
+            z.adopt(&range).then_some(Grant {
+                zone,
+                start: sector,
+                reserved: Some(range),
+                anywhere_sectors: 0,
+                room: None,
+            })
         })?
     }
 
@@ -280,7 +281,10 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
         self.transition(sector, ticket, |resources, zone, z| {
             let to = match z.condition {
                 Condition::Closed => return Ok(()),
-                Condition::ImplicitOpen | Condition::ExplicitOpen if z.wp() == 0 => Condition::Empty,
+                // In a preferred zone the write pointer is behind what is done only.
+                Condition::ImplicitOpen | Condition::ExplicitOpen if z.wp() == 0 && !z.has_writes() => {
+                    Condition::Empty
+                }
                 Condition::ImplicitOpen | Condition::ExplicitOpen => Condition::Closed,
                 _ => return Err(Refusal::InvalidCommand.into()),
             };
@@ -354,7 +358,9 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
             ResetEnd::Told(state) => self.take_over(zone, &mut z, state),
             // Nobody could say what it is.
             _ if z.in_doubt => self.take_over(zone, &mut z, ZoneState::OFFLINE),
-            ResetEnd::Done => z.unswept = false,
+            // A finish takes nothing away.
+            ResetEnd::Done if z.condition == Condition::Empty => z.unswept = false,
+            ResetEnd::Done => {}
             ResetEnd::Undone => z.restore(begun.before),
             ResetEnd::Unswept => z.unswept = true,
             ResetEnd::Lost => {
@@ -398,18 +404,19 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
         true
     }
 
-    /// The zones that a range touches, checked: inside the disk, and more than one only where all are conventional (V25).
+    /// The zones that a range touches, checked: inside the disk, and more than one only where none must be written sequentially (V25).
     fn zones_of(&self, sector: u64, sectors: u64) -> Result<Range<u32>, Refusal> {
         let last = sector.checked_add(sectors.max(1) - 1).ok_or(Refusal::OutOfRange)?;
         let first_zone = self.geometry.zone_of(sector).ok_or(Refusal::OutOfRange)?;
         let last_zone = self.geometry.zone_of(last).ok_or(Refusal::OutOfRange)?;
-        if first_zone != last_zone && !self.geometry.is_conventional(last_zone) {
+        let required = |zone| self.geometry.kind(zone) == ZoneKind::SequentialRequired;
+        if first_zone != last_zone && (first_zone..=last_zone).any(required) {
             return Err(Refusal::InvalidCommand);
         }
         Ok(first_zone..last_zone + 1)
     }
 
-    /// Does something to the sequential zone that a range of one sector or more lies in as a whole.
+    /// Does something to the zone at whose write pointer one must write that a range of one sector or more lies in as a whole.
     fn within_zone<T>(
         &self,
         sector: u64,
@@ -420,7 +427,7 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
         let start = u32::try_from(sector - self.geometry.zone_start(zone)).ok()?;
         let end = start.checked_add(sectors)?;
         if sectors == 0
-            || self.geometry.is_conventional(zone)
+            || self.geometry.kind(zone) != ZoneKind::SequentialRequired
             || end > self.geometry.zone_capacity_sectors(zone)
         {
             return None;
@@ -457,6 +464,7 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
             zone,
             start: start + u64::from(range.start),
             reserved: Some(range),
+            anywhere_sectors: 0,
             room,
         };
         {

@@ -30,6 +30,8 @@ pub(crate) struct Zone {
     /// What has been admitted and is not behind us yet, in order of position. Without holes, but for what was
     /// [taken in](Self::take_in) below the write pointer.
     in_flight: Vec<InFlight>,
+    /// How many writes are under way that reserved no place: in a preferred zone only.
+    anywhere: u32,
     /// Requests that wait for the zone to be free.
     pub(crate) waiting: Vec<Ticket>,
 }
@@ -62,6 +64,7 @@ impl Zone {
             unswept: false,
             found: state.wp_sectors,
             in_flight: Vec::new(),
+            anywhere: 0,
             waiting: Vec::new(),
         }
     }
@@ -83,7 +86,7 @@ impl Zone {
 
     /// Whether a write is under way.
     pub(crate) fn has_writes(&self) -> bool {
-        !self.in_flight.is_empty()
+        !self.in_flight.is_empty() || self.anywhere != 0
     }
 
     /// Whether a new write or transition must wait: for a reset or finish under way, for the device's word, or behind others that wait already.
@@ -135,6 +138,21 @@ impl Zone {
         };
         let finished = self.in_flight.iter().take_while(|e| over(e)).count();
         self.in_flight.drain(..finished);
+    }
+
+    /// A write of so many sectors begins that goes wherever the driver says.
+    pub(crate) fn begin_anywhere(&mut self, sectors: u32) {
+        self.anywhere += u32::from(sectors != 0);
+    }
+
+    /// One of them has ended: well, and in this zone here, or not. What a failure has left is below the write pointer or never shows.
+    pub(crate) fn end_anywhere(&mut self, done: Option<u32>) {
+        self.anywhere = self.anywhere.saturating_sub(1);
+        if let Some(end) = done {
+            self.done = self.done.max(end);
+            self.wp = self.wp.max(self.done);
+            self.opened_from = None;
+        }
     }
 
     /// Whether `range` lies in what was found when the table was made, and is there still.

@@ -21,7 +21,7 @@ use virtio_zbd_device::{Disk, DiskConfig, Negotiated, QueueConfig, RingConfig, S
 use virtio_zbd_spec::{BlkConfig, Features, Status, ZoneState};
 use virtio_zbd_store::{EngineChoice, RamStore, Store};
 use virtio_zbd_testkit::{Completion, GuestRam, InProcess, Queue, QueueOptions, Request, UNTOUCHED};
-use virtio_zbd_zones::GeometryConfig;
+use virtio_zbd_zones::{Geometry, GeometryConfig};
 use zerocopy::{FromZeros, IntoBytes};
 
 pub(crate) use attack::{Outcome, attack, memory, wait_used};
@@ -118,7 +118,13 @@ impl Rig {
     /// A zoned disk, used as `how` says.
     #[track_caller]
     pub(crate) fn zoned_with(on: Backing, shape: GeometryConfig, how: How) -> Self {
-        let (store, place) = on.zoned(shape);
+        Self::of(on, Geometry::new(shape).unwrap(), how)
+    }
+
+    /// A disk of any geometry, used as `how` says.
+    #[track_caller]
+    pub(crate) fn of(on: Backing, geometry: Geometry, how: How) -> Self {
+        let (store, place) = on.of(geometry);
         let mut rig = Self::over(store, How { engine: on.engine(), ..how });
         rig.place = place;
         rig
@@ -268,12 +274,13 @@ impl Rig {
     /// All that a driver can see of zones, and all bytes that the store has, whether a driver can see them or not.
     #[track_caller]
     pub(crate) fn state(&mut self) -> DiskState {
+        let is_zoned = self.accepted & Features::ZONED.bits() != 0;
         let zones = match self.store.geometry() {
-            Some(_) => {
+            Some(_) if is_zoned => {
                 let config = self.config();
                 self.queue().zone_report_all(&config).unwrap()
             }
-            None => Vec::new(),
+            _ => Vec::new(),
         };
         let bytes = raw_bytes(&*self.store);
         DiskState { zones, bytes, open_and_active: self.disk.open_and_active() }

@@ -30,7 +30,12 @@ impl Backing {
     /// A new zoned disk.
     #[track_caller]
     pub(crate) fn zoned(self, shape: GeometryConfig) -> (Arc<dyn Store>, Option<Place>) {
-        let geometry = Geometry::new(shape).unwrap();
+        self.of(Geometry::new(shape).unwrap())
+    }
+
+    /// A new disk of any geometry.
+    #[track_caller]
+    pub(crate) fn of(self, geometry: Geometry) -> (Arc<dyn Store>, Option<Place>) {
         if self == Self::Ram {
             return (Arc::new(RamStore::new(geometry).unwrap()), None);
         }

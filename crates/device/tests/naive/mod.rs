@@ -14,6 +14,8 @@ const SECTOR: u64 = 512;
 pub(crate) struct NaiveDisk {
     /// `None`: a plain disk, which is one conventional zone here.
     shape: Option<GeometryConfig>,
+    /// The driver knows no zones, and uses a host-aware disk as a regular one.
+    pub(crate) regular: bool,
     serial: [u8; 20],
     pub(crate) zones: Vec<NaiveZone>,
     /// The implicitly open zones, the one that was opened first at the front.
@@ -26,6 +28,7 @@ pub(crate) struct NaiveZone {
     pub(crate) start: u64,
     pub(crate) len: u64,
     pub(crate) capacity: u64,
+    pub(crate) kind: ZoneType,
     pub(crate) state: ZoneState,
     /// All that was written since the last reset; all of a conventional zone.
     data: Vec<u8>,
@@ -61,9 +64,8 @@ impl NaiveZone {
             }
             _ => self.end(),
         };
-        let kind = if self.is_conventional() { ZoneType::Conventional } else { ZoneType::SequentialRequired };
         let mut bytes = [self.capacity, self.start, wp].map(u64::to_le_bytes).concat();
-        bytes.extend([kind as u8, self.state as u8]);
+        bytes.extend([self.kind as u8, self.state as u8]);
         bytes.resize(64, 0);
         bytes
     }
@@ -78,27 +80,46 @@ impl NaiveZone {
 
 impl NaiveDisk {
     pub(crate) fn zoned(shape: GeometryConfig, serial: [u8; 20]) -> Self {
+        let first = shape.conventional_zones;
+        let zones = (0..).map(|zone| match zone < first {
+            true => (ZoneType::Conventional, shape.zone_sectors),
+            false => (ZoneType::SequentialRequired, shape.zone_capacity_sectors),
+        });
+        Self::of_zones(shape, zones, serial)
+    }
+
+    /// A disk whose zones are of these kinds and capacities.
+    pub(crate) fn of_zones(
+        shape: GeometryConfig,
+        each: impl IntoIterator<Item = (ZoneType, u32)>,
+        serial: [u8; 20],
+    ) -> Self {
         let mut zones = Vec::new();
         let mut start = 0;
-        while start < shape.capacity_sectors {
+        for (kind, capacity) in each {
+            if start == shape.capacity_sectors {
+                break;
+            }
             let len = u64::from(shape.zone_sectors).min(shape.capacity_sectors - start);
-            let zone = if zones.len() < index(shape.conventional_zones.into()) {
+            let zone = if kind == ZoneType::Conventional {
                 let data = vec![0; index(len * SECTOR)];
-                NaiveZone { start, len, capacity: len, state: ZoneState::NotWp, data }
+                NaiveZone { start, len, capacity: len, kind, state: ZoneState::NotWp, data }
             } else {
-                let capacity = len.min(shape.zone_capacity_sectors.into());
-                NaiveZone { start, len, capacity, state: ZoneState::Empty, data: Vec::new() }
+                let capacity = len.min(capacity.into());
+                NaiveZone { start, len, capacity, kind, state: ZoneState::Empty, data: Vec::new() }
             };
             zones.push(zone);
             start += len;
         }
-        Self { shape: Some(shape), serial, zones, implicit: Vec::new() }
+        Self { shape: Some(shape), regular: false, serial, zones, implicit: Vec::new() }
     }
 
     pub(crate) fn plain(sectors: u64, serial: [u8; 20]) -> Self {
         let data = vec![0; index(sectors * SECTOR)];
-        let zone = NaiveZone { start: 0, len: sectors, capacity: sectors, state: ZoneState::NotWp, data };
-        Self { shape: None, serial, zones: vec![zone], implicit: Vec::new() }
+        let kind = ZoneType::Conventional;
+        let zone =
+            NaiveZone { start: 0, len: sectors, capacity: sectors, kind, state: ZoneState::NotWp, data };
+        Self { shape: None, regular: true, serial, zones: vec![zone], implicit: Vec::new() }
     }
 
     pub(crate) fn sectors(&self) -> u64 {
@@ -164,7 +185,7 @@ impl NaiveDisk {
         let out_len = request.out_data.len() as u64;
         let in_len = request.in_data_len as u64;
         // V12
-        if kind.is_zoned() && self.shape.is_none() {
+        if kind.is_zoned() && self.regular {
             return Err(Status::Unsupp);
         }
         match kind {
@@ -212,12 +233,25 @@ impl NaiveDisk {
     }
 
     fn write(&mut self, sector: u64, data: &[u8]) -> Result<(), Status> {
-        let (first, _) = self.touched(sector, data.len() as u64 / SECTOR)?;
-        if self.zones[first].is_conventional() {
-            self.put(sector, data);
-            return Ok(());
+        let (first, last) = self.touched(sector, data.len() as u64 / SECTOR)?;
+        if self.zones[first].kind == ZoneType::SequentialRequired {
+            return self.write_sequential(first, Some(sector), data).map(drop);
         }
-        self.write_sequential(first, Some(sector), data).map(drop)
+        self.put(sector, data);
+        for zone in first..=last {
+            let z = &self.zones[zone];
+            if data.is_empty() || z.is_conventional() {
+                continue;
+            }
+            let is_full = z.wp() == z.end();
+            match z.state {
+                ZoneState::Full => {}
+                _ if is_full => self.set(zone, ZoneState::Full),
+                ZoneState::Empty | ZoneState::Closed => self.set(zone, ZoneState::ImplicitOpen),
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     fn append(&mut self, sector: u64, data: &[u8]) -> Result<u64, Status> {
@@ -227,7 +261,8 @@ impl NaiveDisk {
             return Err(Status::Unsupp);
         }
         let zone = self.starting_at(sector)?;
-        if data.len() as u64 / SECTOR > most {
+        // V14 and V24
+        if self.zones[zone].kind != ZoneType::SequentialRequired || data.len() as u64 / SECTOR > most {
             return Err(Status::ZoneInvalidCmd);
         }
         self.write_sequential(zone, None, data)
@@ -265,13 +300,17 @@ impl NaiveDisk {
         Ok(wp)
     }
 
-    /// Writes to conventional zones, which may be several.
+    /// Writes to zones that are written in any order, which may be several.
     fn put(&mut self, sector: u64, data: &[u8]) {
         let base = index(sector * SECTOR);
         for (i, &byte) in data.iter().enumerate() {
             let at = (base + i) as u64;
             let zone = self.zones.iter_mut().find(|zone| zone.end() * SECTOR > at).unwrap();
             let inside = index(at - zone.start * SECTOR);
+            if zone.data.len() <= inside {
+                // What is left out was never written.
+                zone.data.resize(inside + 1, 0);
+            }
             zone.data[inside] = byte;
         }
     }
@@ -384,7 +423,8 @@ impl NaiveDisk {
         let with = |sector| self.zones.iter().position(|zone| sector < zone.end()).unwrap();
         let (first, last) = (with(sector), with(sector + sectors.max(1) - 1));
         // V25
-        if first != last && self.zones[first..=last].iter().any(|zone| !zone.is_conventional()) {
+        let required = |zone: &NaiveZone| zone.kind == ZoneType::SequentialRequired;
+        if first != last && self.zones[first..=last].iter().any(required) {
             return Err(Status::ZoneInvalidCmd);
         }
         Ok((first, last))

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 use virtio_zbd_device::{Disk, DiskConfig, Negotiated, Queue, QueueConfig, RingConfig, StartError};
-use virtio_zbd_spec::Features;
+use virtio_zbd_spec::{Features, ZoneType};
 use virtio_zbd_store::{EngineChoice, Event, ImageStore, IoBuffer, OpenOptions, RamStore, Store};
-use virtio_zbd_zones::{Geometry, GeometryConfig, Model, ZoneLayout, ZoneRun};
+use virtio_zbd_zones::{Geometry, GeometryConfig, Model, ZoneKind, ZoneLayout, ZoneRun};
 use vm_memory::GuestAddress;
 
 use super::memory::Memory;
@@ -77,15 +77,19 @@ impl World {
     pub(super) fn new(input: &mut Input<'_>) -> Self {
         let how = input.u8();
         let shape = (how & 7 != 0).then(|| shape(input));
-        let place = match shape {
+        let geometry =
+            shape.map(|shape| if how & 7 > 5 { odd(shape, input) } else { Geometry::new(shape).unwrap() });
+        let aware = geometry.as_ref().is_some_and(|geometry| geometry.model() == Model::HostAware);
+        let place = match geometry.clone() {
             None => Place::Ram(Arc::new(RamStore::plain((1 + u64::from(input.u8() % 200)) * 512).unwrap())),
-            Some(shape) if how & 0x18 == 0x18 => {
+            Some(geometry) if how & 0x18 == 0x18 => {
                 let medium = MemMedium::default();
-                ImageStore::create_on(&medium, Geometry::new(shape).unwrap()).unwrap();
+                ImageStore::create_on(&medium, geometry).unwrap();
                 Place::Image(Arc::new(medium))
             }
-            Some(shape) => Place::Ram(Arc::new(RamStore::new(Geometry::new(shape).unwrap()).unwrap())),
+            Some(geometry) => Place::Ram(Arc::new(RamStore::new(geometry).unwrap())),
         };
+        let shape = geometry.as_ref().map(|geometry| *geometry.config());
         let store = place.open();
         let disk = disk(&store);
         let offered = disk.features();
@@ -98,23 +102,29 @@ impl World {
         };
         let possible = accepted & !offered == 0
             && accepted & Features::VERSION_1.bits() != 0
-            && (shape.is_none() || accepted & Features::ZONED.bits() != 0);
+            && (shape.is_none() || aware || accepted & Features::ZONED.bits() != 0);
+        let regular = shape.is_none() || possible && accepted & Features::ZONED.bits() == 0;
         let negotiated = disk.negotiate(accepted);
         assert_eq!(negotiated.is_ok(), possible, "features {accepted:#x} of {offered:#x}");
         let serial = store.identity().serial;
-        let naive = match shape {
-            Some(shape) => NaiveDisk::zoned(shape, serial),
+        let mut naive = match &geometry {
+            Some(geometry) => NaiveDisk::of_zones(*geometry.config(), zones_of(geometry), serial),
             None => NaiveDisk::plain(store.capacity_bytes() / 512, serial),
         };
+        naive.regular = regular;
         let features = possible.then(|| Features::from_bits_retain(accepted));
         let space = Space {
             shape,
+            model: match (regular, aware) {
+                (true, _) => 0,
+                (false, aware) => 1 + u32::from(aware),
+            },
             sectors: store.capacity_bytes() / 512,
             queues: 1,
             write_back: features.is_none_or(|has| has.contains(Features::FLUSH)),
             wce: features.is_some_and(|has| has.contains(Features::CONFIG_WCE)),
         };
-        let oracle = Oracle { naive, zoned: shape.is_some(), features };
+        let oracle = Oracle { naive, zoned: !regular, features };
         let event_idx = features.is_some_and(|features| features.contains(Features::EVENT_IDX));
         let size = 1 << input.below(8);
         let rings = Rings { size, desc: 0x1_0000, avail: 0x1_0800, used: 0x1_0c00, event_idx };
@@ -283,6 +293,16 @@ impl Place {
 fn disk(store: &Arc<dyn Store>) -> Arc<Disk> {
     let config = DiskConfig { queues: 1, block_len_bytes: 512, engine: EngineChoice::Sync };
     Disk::new(Arc::clone(store), config).unwrap()
+}
+
+/// What each zone is.
+fn zones_of(geometry: &Geometry) -> Vec<(ZoneType, u32)> {
+    let kind = |zone| match geometry.kind(zone) {
+        ZoneKind::Conventional => ZoneType::Conventional,
+        ZoneKind::SequentialRequired => ZoneType::SequentialRequired,
+        ZoneKind::SequentialPreferred => ZoneType::SequentialPreferred,
+    };
+    (0..geometry.zone_count()).map(|zone| (kind(zone), geometry.zone_capacity_sectors(zone))).collect()
 }
 
 /// A disk of this shape, or one of zones of several kinds and capacities.

@@ -80,8 +80,14 @@ fn connection(input: &mut Input<'_>) {
     let queues = u16::try_from(model::QUEUES).unwrap();
     let config = DiskConfig { queues, block_len_bytes: 512, engine: EngineChoice::Sync };
     let disk = Disk::new(store, config).unwrap();
-    let space =
-        Space { shape: Some(SHAPE), sectors: SHAPE.capacity_sectors, queues, write_back: true, wce: false };
+    let space = Space {
+        shape: Some(SHAPE),
+        model: 1,
+        sectors: SHAPE.capacity_sectors,
+        queues,
+        write_back: true,
+        wce: false,
+    };
     let backend = DiskBackend::new(Arc::clone(&disk));
     let model = Model::new(disk.features(), backend.keeps_inflight(), space);
     let (ours, theirs) =

@@ -6,6 +6,8 @@
 
 mod under_way;
 
+use std::ops::Range;
+
 use virtio_zbd_zones::{
     Condition, GeometryConfig, ReadPlan, Refusal, Ticket, ZoneKind, ZoneReport, ZoneState,
 };
@@ -26,12 +28,15 @@ pub(crate) enum Sector {
     Gap,
     /// Below the write pointer, and whatever a crash or a failure has left.
     Unknown,
+    /// In a preferred zone: a write has failed here, beyond the write pointer. Does not count; but it shows what it has left when the
+    /// write pointer is moved past it.
+    Rubbish,
 }
 
 /// One zone. Sectors are counted from the zone's start.
 #[derive(Clone, Debug)]
 pub(crate) struct NaiveZone {
-    pub(crate) conventional: bool,
+    pub(crate) kind: ZoneKind,
     pub(crate) start: u64,
     pub(crate) len: u64,
     pub(crate) capacity: u64,
@@ -44,6 +49,8 @@ pub(crate) struct NaiveZone {
     /// Whether a reset could not take the old data away.
     unswept: bool,
     pub(crate) waiting: Vec<Ticket>,
+    /// The writes under way in a preferred zone, where they reserve nothing.
+    pub(crate) anywhere: Vec<u32>,
 }
 
 /// What a reset or finish goes back to when it can't be made durable. An implicitly open zone comes back closed.
@@ -54,18 +61,23 @@ struct Before {
 }
 
 impl NaiveZone {
+    pub(crate) fn conventional(&self) -> bool {
+        self.kind == ZoneKind::Conventional
+    }
+
     /// Where the next write goes: behind the last sector that is in use.
     pub(crate) fn wp(&self) -> u64 {
-        length_up_to(&self.sectors, |s| s != Sector::Unwritten)
+        length_up_to(&self.sectors, |s| !matches!(s, Sector::Unwritten | Sector::Rubbish))
     }
 
     /// How far the data reaches that a restart must find.
     fn done(&self) -> u64 {
-        length_up_to(&self.sectors, |s| !matches!(s, Sector::Unwritten | Sector::Pending(_) | Sector::Failed))
+        let counts = |s| matches!(s, Sector::Written(_) | Sector::Gap | Sector::Unknown);
+        length_up_to(&self.sectors, counts)
     }
 
     fn has_writes(&self) -> bool {
-        self.sectors.iter().any(|s| matches!(s, Sector::Pending(_)))
+        !self.anywhere.is_empty() || self.sectors.iter().any(|s| matches!(s, Sector::Pending(_)))
     }
 
     pub(crate) fn is_settling(&self) -> bool {
@@ -111,16 +123,22 @@ enum Place {
 }
 
 impl NaiveDisk {
-    /// A disk whose zones are in `states`; what is written in them has the number `id`.
-    pub(crate) fn new(config: GeometryConfig, states: &[ZoneState], id: u32) -> Self {
+    /// A disk whose zones are of these kinds and capacities, and in `states`; what is written in them has the number `id`.
+    pub(crate) fn new(
+        config: GeometryConfig,
+        zones: &[(ZoneKind, u32)],
+        states: &[ZoneState],
+        id: u32,
+    ) -> Self {
         let mut disk = Self { config, zones: Vec::new(), implicit_order: Vec::new(), victims: 0, gaps: 0 };
         let mut start = 0;
         while start < config.capacity_sectors {
             let index = disk.zones.len();
             let state = states[index];
-            let conventional = index < at(config.conventional_zones.into());
+            let (kind, capacity) = zones[index];
+            let conventional = kind == ZoneKind::Conventional;
             let len = u64::from(config.zone_sectors).min(config.capacity_sectors - start);
-            let capacity = if conventional { len } else { u64::from(config.zone_capacity_sectors).min(len) };
+            let capacity = if conventional { len } else { u64::from(capacity).min(len) };
             let mut sectors = vec![Sector::Unwritten; at(len)];
             sectors[..at(state.wp_sectors.into())].fill(Sector::Written(id));
             if conventional {
@@ -130,7 +148,7 @@ impl NaiveDisk {
                 disk.implicit_order.push(index);
             }
             disk.zones.push(NaiveZone {
-                conventional,
+                kind,
                 start,
                 len,
                 capacity,
@@ -140,6 +158,7 @@ impl NaiveDisk {
                 settling: None,
                 unswept: false,
                 waiting: Vec::new(),
+                anywhere: Vec::new(),
             });
             start += len;
         }
@@ -171,14 +190,20 @@ impl NaiveDisk {
             }
             Condition::NotWp | Condition::ReadOnly | Condition::Full | Condition::Offline => z.start + z.len,
         };
-        let kind = if z.conventional { ZoneKind::Conventional } else { ZoneKind::SequentialRequired };
-        ZoneReport { kind, condition: z.condition, start: z.start, len: z.len, capacity: z.capacity, wp }
+        ZoneReport {
+            kind: z.kind,
+            condition: z.condition,
+            start: z.start,
+            len: z.len,
+            capacity: z.capacity,
+            wp,
+        }
     }
 
     /// What a store must keep of `zone`.
     pub(crate) fn kept(&self, zone: usize) -> ZoneState {
         let z = &self.zones[zone];
-        let wp_sectors = if z.conventional { 0 } else { z.done() };
+        let wp_sectors = if z.conventional() { 0 } else { z.done() };
         ZoneState { condition: z.condition, wp_sectors: u32::try_from(wp_sectors).unwrap() }
     }
 
@@ -188,14 +213,20 @@ impl NaiveDisk {
         if touched.iter().any(|&zone| self.zones[zone].condition == Condition::Offline) {
             return Err(Refusal::InvalidCommand);
         }
-        let mut stored_sectors = 0;
-        for position in 0..sectors {
+        let is_stored = |position: &u64| {
             let z = &self.zones[self.zone_with(sector + position).unwrap()];
-            if z.conventional || sector + position < z.start + z.wp() {
-                stored_sectors += 1;
+            z.conventional() || sector + position < z.start + z.wp()
+        };
+        let stored_sectors = length((0..sectors).take_while(is_stored).count());
+        let zero_sectors = length((0..sectors).filter(|position| !is_stored(position)).count());
+        let mut more: Vec<Range<u64>> = Vec::new();
+        for position in (stored_sectors..sectors).filter(is_stored) {
+            match more.last_mut() {
+                Some(last) if last.end == position => last.end += 1,
+                _ => more.push(position..position + 1),
             }
         }
-        Ok(ReadPlan { stored_sectors, zero_sectors: sectors - stored_sectors })
+        Ok(ReadPlan { stored_sectors, zero_sectors, more })
     }
 
     /// What `sector` holds.
@@ -213,10 +244,45 @@ impl NaiveDisk {
         id: u32,
     ) -> Result<u64, Refusal> {
         let touched = self.touched(sector, sectors.into())?;
-        if self.zones[touched[0]].conventional {
-            return Ok(sector);
+        if self.zones[touched[0]].kind == ZoneKind::SequentialRequired {
+            return self.write_sequential(touched[0], Place::At(sector), sectors, ticket, id);
         }
-        self.write_sequential(touched[0], Place::At(sector), sectors, ticket, id)
+        self.write_anywhere(&touched, sectors, ticket, id).map(|()| sector)
+    }
+
+    /// A write that preferred zones take wherever it goes, all of them or none.
+    fn write_anywhere(
+        &mut self,
+        touched: &[usize],
+        sectors: u32,
+        ticket: Ticket,
+        id: u32,
+    ) -> Result<(), Refusal> {
+        let preferred = |zone: &usize, disk: &Self| disk.zones[*zone].kind == ZoneKind::SequentialPreferred;
+        for zone in touched {
+            if !preferred(zone, self) {
+                continue;
+            }
+            self.wait_if_blocked(*zone, ticket)?;
+            let z = &self.zones[*zone];
+            if matches!(z.condition, Condition::ReadOnly | Condition::Offline) {
+                return Err(Refusal::InvalidCommand);
+            }
+            if z.unswept {
+                return Err(Refusal::Unswept);
+            }
+        }
+        for zone in touched {
+            if sectors == 0 || !preferred(zone, self) {
+                continue;
+            }
+            if matches!(self.zones[*zone].condition, Condition::Empty | Condition::Closed) {
+                self.set_condition(*zone, Condition::ImplicitOpen);
+                self.zones[*zone].wrote_since_open = false;
+            }
+            self.zones[*zone].anywhere.push(id);
+        }
+        Ok(())
     }
 
     /// An append with the number `id`. Answers where its data goes (V23).
@@ -231,7 +297,7 @@ impl NaiveDisk {
             return Err(Refusal::Unsupported);
         }
         let zone = self.sequential_zone_starting_at(sector)?;
-        if sectors > self.config.max_append_sectors {
+        if self.zones[zone].kind != ZoneKind::SequentialRequired || sectors > self.config.max_append_sectors {
             return Err(Refusal::InvalidCommand);
         }
         self.write_sequential(zone, Place::Append, sectors, ticket, id)
@@ -301,7 +367,7 @@ impl NaiveDisk {
         match self.zones[zone].condition {
             Condition::Closed => Ok(()),
             Condition::ImplicitOpen | Condition::ExplicitOpen => {
-                let nothing_written = self.zones[zone].wp() == 0;
+                let nothing_written = self.zones[zone].wp() == 0 && !self.zones[zone].has_writes();
                 self.set_condition(zone, if nothing_written { Condition::Empty } else { Condition::Closed });
                 Ok(())
             }
@@ -309,7 +375,7 @@ impl NaiveDisk {
         }
     }
 
-    /// The zones that a range has sectors in: all inside the disk, and one only if any is sequential (V25).
+    /// The zones that a range has sectors in: all inside the disk, and one only if any must be written sequentially (V25).
     fn touched(&self, sector: u64, sectors: u64) -> Result<Vec<usize>, Refusal> {
         let end = u128::from(sector) + u128::from(sectors);
         if sector >= self.config.capacity_sectors || end > u128::from(self.config.capacity_sectors) {
@@ -322,7 +388,8 @@ impl NaiveDisk {
                 touched.push(zone);
             }
         }
-        if touched.len() > 1 && touched.iter().any(|&zone| !self.zones[zone].conventional) {
+        let required = |zone: &usize| self.zones[*zone].kind == ZoneKind::SequentialRequired;
+        if touched.len() > 1 && touched.iter().any(required) {
             return Err(Refusal::InvalidCommand);
         }
         Ok(touched)
@@ -333,7 +400,7 @@ impl NaiveDisk {
     }
 
     fn sequential_zone_starting_at(&self, sector: u64) -> Result<usize, Refusal> {
-        self.zones.iter().position(|z| z.start == sector && !z.conventional).ok_or(Refusal::InvalidCommand)
+        self.zones.iter().position(|z| z.start == sector && !z.conventional()).ok_or(Refusal::InvalidCommand)
     }
 
     /// Sees to it that `zone` may become open (V15, V20, V27).

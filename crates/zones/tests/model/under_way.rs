@@ -1,18 +1,17 @@
 //! What requests that take time add to the naive disk: writes that end in any order, resets and finishes that may not become
 //! durable, requests that wait for them, and a restart in the middle of it all.
 
-use virtio_zbd_zones::{Condition, Refusal, ResetEnd, Retirement, Ticket};
+use virtio_zbd_zones::{Condition, Refusal, ResetEnd, Retirement, Ticket, ZoneKind};
 
 use super::{Before, NaiveDisk, Sector};
 
 impl NaiveDisk {
-    /// The write with the number `id` has ended. For conventional zones, where nothing is reserved, `range` says where it went.
+    /// The write with the number `id` has ended. Where nothing was reserved, `range` says where it went.
     /// Answers which tickets come back.
     pub(crate) fn settle(&mut self, id: u32, range: (u64, u32), ok: bool) -> Vec<Ticket> {
         let outcome = if ok { Sector::Written(id) } else { Sector::Failed };
         let Some(zone) = self.zones.iter().position(|z| z.sectors.contains(&Sector::Pending(id))) else {
-            self.settle_conventional(range, if ok { outcome } else { Sector::Unknown });
-            return Vec::new();
+            return self.settle_anywhere(id, range, ok);
         };
         let z = &mut self.zones[zone];
         for sector in &mut z.sectors {
@@ -41,13 +40,30 @@ impl NaiveDisk {
         self.wake(zone)
     }
 
-    fn settle_conventional(&mut self, (sector, sectors): (u64, u32), outcome: Sector) {
+    fn settle_anywhere(&mut self, id: u32, (sector, sectors): (u64, u32), ok: bool) -> Vec<Ticket> {
+        let wps: Vec<u64> = self.zones.iter().map(super::NaiveZone::wp).collect();
         for position in sector..sector + u64::from(sectors) {
             let zone = self.zone_with(position).unwrap();
             let z = &mut self.zones[zone];
-            assert!(z.conventional, "a write of sectors to a sequential zone has them reserved");
-            z.sectors[super::at(position - z.start)] = outcome;
+            assert!(z.kind != ZoneKind::SequentialRequired, "a write of sectors there has them reserved");
+            z.sectors[super::at(position - z.start)] = match ok {
+                true => Sector::Written(id),
+                // It may have left anything.
+                false if z.conventional() || position < z.start + wps[zone] => Sector::Unknown,
+                false => Sector::Rubbish,
+            };
         }
+        let mut woken = Vec::new();
+        for zone in 0..self.zones.len() {
+            let z = &mut self.zones[zone];
+            if let Some(index) = z.anywhere.iter().position(|&other| other == id) {
+                z.anywhere.remove(index);
+                z.wrote_since_open |= ok;
+                self.come_to_rest(zone);
+                woken.extend(self.wake(zone));
+            }
+        }
+        woken
     }
 
     /// What a zone becomes by itself when nothing is under way in it any more: full when its capacity is used, and what it was
@@ -124,7 +140,10 @@ impl NaiveDisk {
     pub(crate) fn end(&mut self, zone: usize, end: ResetEnd) -> Vec<Ticket> {
         let before = self.zones[zone].settling.take().unwrap();
         match end {
-            ResetEnd::Done => self.zones[zone].unswept = false,
+            ResetEnd::Done if self.zones[zone].condition == Condition::Empty => {
+                self.zones[zone].unswept = false
+            }
+            ResetEnd::Done => {}
             ResetEnd::Unswept => self.zones[zone].unswept = true,
             ResetEnd::Undone => {
                 self.zones[zone].sectors = before.sectors;
@@ -167,7 +186,8 @@ impl NaiveDisk {
             z.unswept = false;
             z.waiting.clear();
             z.wrote_since_open = true;
-            if z.conventional {
+            z.anywhere.clear();
+            if z.conventional() {
                 continue;
             }
             let mut data_behind = false;
@@ -175,7 +195,7 @@ impl NaiveDisk {
                 match sector {
                     Sector::Written(_) | Sector::Gap | Sector::Unknown => data_behind = true,
                     Sector::Failed if data_behind => *sector = Sector::Gap,
-                    Sector::Pending(_) if data_behind => *sector = Sector::Unknown,
+                    Sector::Pending(_) | Sector::Rubbish if data_behind => *sector = Sector::Unknown,
                     _ => *sector = Sector::Unwritten,
                 }
             }

@@ -5,7 +5,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
 use fastrand::Rng;
-use virtio_zbd_zones::{Condition, Geometry, GeometryConfig, ResetEnd, Retirement, ZoneState, ZoneTable};
+use virtio_zbd_zones::{
+    Condition, Geometry, GeometryConfig, Model, ResetEnd, Retirement, ZoneKind, ZoneLayout, ZoneRun,
+    ZoneState, ZoneTable,
+};
 
 use super::{Op, Pace, Rig, Seen, Teller, Told, Write};
 use crate::model::{NaiveDisk, at};
@@ -20,12 +23,12 @@ impl Rig {
     /// A random disk. The same seed makes the same disk and the same operations on it.
     pub(crate) fn new(seed: u64, pace: Pace) -> Self {
         let mut rng = Rng::with_seed(seed);
-        let config = random_config(&mut rng);
-        let geometry = Geometry::new(config).unwrap();
+        let (geometry, zones) = random_geometry(&mut rng);
+        let config = *geometry.config();
         let states = random_states(&mut rng, &geometry);
         let told = Rc::new(RefCell::new(Told { states: states.clone(), calls: 0, idle_call: None }));
         let table = ZoneTable::new(geometry.clone(), &states, Teller(told.clone())).unwrap();
-        let model = NaiveDisk::new(config, &states, FIRST_ID);
+        let model = NaiveDisk::new(config, &zones, &states, FIRST_ID);
         let mut medium = vec![0; at(config.capacity_sectors)];
         for (zone, state) in (0..).zip(&states) {
             let start = at(geometry.zone_start(zone));
@@ -115,10 +118,10 @@ impl Rig {
     fn random_write(&mut self, zone: u32) -> (u64, u32) {
         let sectors = self.random_length(zone);
         let report = self.table.report(zone).unwrap();
-        let wp = if self.geometry.is_conventional(zone) {
-            report.start + self.rng.u64(..report.len)
-        } else {
-            report.wp
+        let wp = match self.geometry.kind(zone) {
+            ZoneKind::Conventional => report.start + self.rng.u64(..report.len),
+            ZoneKind::SequentialPreferred if self.rng.bool() => report.start + self.rng.u64(..report.len),
+            _ => report.wp,
         };
         let sector = match self.rng.u8(..) {
             0..230 => wp,
@@ -173,6 +176,35 @@ impl Rig {
             _ => (self.random_sector(), self.rng.u64(..)),
         }
     }
+}
+
+/// A random disk, and what each of its zones is, one by one. Half of them are uniform.
+fn random_geometry(rng: &mut Rng) -> (Geometry, Vec<(ZoneKind, u32)>) {
+    let mut config = random_config(rng);
+    let count = usize::try_from(config.capacity_sectors.div_ceil(config.zone_sectors.into())).unwrap();
+    if rng.bool() {
+        let first = usize::try_from(config.conventional_zones).unwrap();
+        let kind = |zone| if zone < first { ZoneKind::Conventional } else { ZoneKind::SequentialRequired };
+        let zones = (0..count).map(|zone| (kind(zone), config.zone_capacity_sectors)).collect();
+        return (Geometry::new(config).unwrap(), zones);
+    }
+    let model = if rng.bool() { Model::HostManaged } else { Model::HostAware };
+    let has_preferred = model == Model::HostAware || rng.bool();
+    if has_preferred {
+        (config.max_open_zones, config.max_active_zones) = (0, 0);
+    }
+    let granularity = config.write_granularity_bytes / 512;
+    let mut random_zone = || match rng.u8(..4) {
+        0 => ZoneRun::conventional(1),
+        1 if has_preferred => ZoneRun::preferred(1, config.zone_sectors),
+        _ if model == Model::HostAware => ZoneRun::preferred(1, config.zone_sectors),
+        _ => ZoneRun::required(1, granularity * rng.u32(1..=config.zone_sectors / granularity)),
+    };
+    let head: Vec<_> = (0..count / 2).map(|_| random_zone()).collect();
+    let cycle: Vec<_> = (0..3).map(|_| random_zone()).collect();
+    let all = head.iter().chain(cycle.iter().cycle()).take(count);
+    let zones = all.map(|run| (run.kind, run.capacity_sectors)).collect();
+    (Geometry::with_layout(config, ZoneLayout { model, head, cycle }).unwrap(), zones)
 }
 
 fn random_config(rng: &mut Rng) -> GeometryConfig {

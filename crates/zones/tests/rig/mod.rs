@@ -11,7 +11,7 @@ use std::rc::Rc;
 
 use fastrand::Rng;
 use virtio_zbd_zones::{
-    Begun, Geometry, Grant, Observer, Refusal, ResetEnd, Retirement, Ticket, ZoneState, ZoneTable,
+    Begun, Geometry, Grant, Observer, Refusal, ResetEnd, Retirement, Ticket, ZoneKind, ZoneState, ZoneTable,
 };
 
 use crate::hooked::HookedMutex;
@@ -357,7 +357,9 @@ impl Rig {
 
     /// The writes with a place in `zone` that have not been settled.
     fn writes_in(&self, zone: u32) -> impl Iterator<Item = &Write> {
-        let is_there = move |w: &&Write| w.sectors > 0 && self.geometry.zone_of(w.sector) == Some(zone);
+        let start = self.geometry.zone_start(zone);
+        let end = start + u64::from(self.geometry.zone_len_sectors(zone));
+        let is_there = move |w: &&Write| w.sectors > 0 && w.range().start < end && w.range().end > start;
         self.writes.iter().filter(is_there)
     }
 
@@ -396,8 +398,8 @@ impl Rig {
         let write = self.writes.iter_mut().find(|w| w.id == id).unwrap();
         write.has_failed = true;
         let mut left = write.range();
-        if self.is_conventional(left.start) {
-            // Others may have written to the same place: nobody looks there any more when it is settled.
+        if !self.is_required(left.start) {
+            // Others may have written to the same place: what it has left comes when it is settled.
             return;
         }
         if self.rng.bool() {
@@ -406,22 +408,32 @@ impl Rig {
         self.medium[at(left.start)..at(left.end)].fill(if self.rng.bool() { id } else { u32::MAX });
     }
 
-    fn is_conventional(&self, sector: u64) -> bool {
-        self.geometry.zone_of(sector).is_some_and(|zone| self.geometry.is_conventional(zone))
+    fn is_required(&self, sector: u64) -> bool {
+        let kind = self.geometry.zone_of(sector).map(|zone| self.geometry.kind(zone));
+        kind == Some(ZoneKind::SequentialRequired)
     }
 
     fn settle(&mut self, id: u32, ok: bool) {
         let index = self.writes.iter().position(|w| w.id == id).unwrap();
         let write = self.writes.swap_remove(index);
         let range = write.range();
-        if !self.is_conventional(write.sector) {
+        let is_required = self.is_required(write.sector);
+        if is_required {
             // Whatever happened since it was admitted, its data, or the zeros that a failure owes, fall on its own place.
             for sector in range.clone() {
                 let what = format_args!("whom sector {sector} is kept for");
                 self.same(what, Sector::Pending(id), self.model.sector(sector));
             }
         }
-        self.medium[at(range.start)..at(range.end)].fill(if ok { id } else { 0 });
+        match ok {
+            true => self.medium[at(range.start)..at(range.end)].fill(id),
+            false if is_required => self.medium[at(range.start)..at(range.end)].fill(0),
+            // Any part of it.
+            false => {
+                let end = self.rng.u64(range.start..=range.end);
+                self.medium[at(range.start)..at(end)].fill(id);
+            }
+        }
         let got = self.table.settle(write.grant, ok);
         let want = self.model.settle(id, (write.sector, write.sectors), ok);
         self.wake(got.woken, want);
@@ -539,16 +551,20 @@ impl Rig {
             got,
             self.model.read_plan(sector, sectors),
         );
-        let Ok(plan) = got else {
+        let Ok(plan) = self.table.admit_read(sector, sectors) else {
             return;
         };
         for offset in 0..sectors {
             let position = sector + offset;
-            let read = if offset < plan.stored_sectors { self.medium[at(position)] } else { 0 };
+            let is_stored =
+                offset < plan.stored_sectors || plan.more.iter().any(|stretch| stretch.contains(&offset));
+            let read = if is_stored { self.medium[at(position)] } else { 0 };
             let want = match self.model.sector(position) {
                 Sector::Written(id) => id,
                 Sector::Unwritten | Sector::Failed | Sector::Gap => 0,
-                Sector::Pending(_) | Sector::Unknown => continue,
+                // Beyond the write pointer nothing is read.
+                Sector::Rubbish if !is_stored => 0,
+                Sector::Pending(_) | Sector::Unknown | Sector::Rubbish => continue,
             };
             self.same(format_args!("what is read at {position}"), read, want);
         }
@@ -580,10 +596,7 @@ impl Rig {
         panic!(
             "{what}\nrepeat with ZONES_SEED={} (operation {} on this disk, {:?})\n{:#?}\nthe model:\n{zones}the last \
              operations, each with what it was answered:\n{last}",
-            self.seed,
-            self.seen.operations,
-            self.pace,
-            self.geometry.config(),
+            self.seed, self.seen.operations, self.pace, self.geometry,
         );
     }
 }

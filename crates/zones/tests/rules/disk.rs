@@ -40,7 +40,7 @@ pub(crate) fn disk_with_all_active() -> Disk {
 }
 
 pub(crate) fn plan(stored_sectors: u64, zero_sectors: u64) -> ReadPlan {
-    ReadPlan { stored_sectors, zero_sectors }
+    ReadPlan { stored_sectors, zero_sectors, more: Vec::new() }
 }
 
 /// The last state of each zone that the table has told.
@@ -66,14 +66,21 @@ pub(crate) struct Disk {
 
 impl Disk {
     pub(crate) fn new(config: GeometryConfig) -> Self {
-        let geometry = Geometry::new(config).unwrap();
+        Self::of(Geometry::new(config).unwrap())
+    }
+
+    pub(crate) fn of(geometry: Geometry) -> Self {
         let states: Vec<_> = (0..geometry.zone_count()).map(|zone| ZoneState::new(&geometry, zone)).collect();
-        Self::in_states(config, &states)
+        Self::of_in_states(geometry, &states)
     }
 
     pub(crate) fn in_states(config: GeometryConfig, states: &[ZoneState]) -> Self {
+        Self::of_in_states(Geometry::new(config).unwrap(), states)
+    }
+
+    fn of_in_states(geometry: Geometry, states: &[ZoneState]) -> Self {
         let told: &'static Told = Box::leak(Box::new(Told(RefCell::new(states.to_vec()))));
-        let table = ZoneTable::new(Geometry::new(config).unwrap(), states, told).unwrap();
+        let table = ZoneTable::new(geometry, states, told).unwrap();
         Self { table, told }
     }
 
@@ -91,7 +98,7 @@ impl Disk {
         let geometry = self.table.geometry();
         let states: Vec<_> =
             (0..).zip(&*self.told.0.borrow()).map(|(zone, s)| s.after_restart(geometry, zone)).collect();
-        Self::in_states(*geometry.config(), &states)
+        Self::of_in_states(geometry.clone(), &states)
     }
 
     /// Admits a write that must be right, and leaves it under way.

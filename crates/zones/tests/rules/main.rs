@@ -5,6 +5,7 @@
 mod disk;
 mod management;
 mod media;
+mod preferred;
 mod shape;
 mod under_way;
 mod unwritten;
