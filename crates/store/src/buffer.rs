@@ -32,6 +32,7 @@ enum Owner {
     #[allow(dead_code, reason = "held for its lifetime")]
     Guest(Arc<GuestMemoryMmap>),
     Owned(Vec<u8>),
+    Joined(Vec<IoBuffer>),
 }
 
 /// The vector behind a buffer's ranges, to be used again for the next one: saves the only allocation of a request.
@@ -165,8 +166,56 @@ impl IoBuffer {
     pub fn into_owned(self) -> Option<Vec<u8>> {
         match self.owner {
             Owner::Owned(bytes) => Some(bytes),
-            Owner::Guest(_) => None,
+            Owner::Guest(_) | Owner::Joined(_) => None,
         }
+    }
+
+    /// A buffer of `len_bytes` zeros of our own that begins on a multiple of `alignment_bytes`, a power of two.
+    pub(crate) fn aligned(len_bytes: usize, alignment_bytes: usize) -> Self {
+        let mut bytes = vec![0u8; len_bytes + alignment_bytes - 1];
+        let skipped = bytes.as_ptr().addr().wrapping_neg() & (alignment_bytes - 1);
+        let mut segments = Segments::default();
+        if let Some(part) = bytes.get_mut(skipped..skipped + len_bytes).filter(|part| !part.is_empty()) {
+            segments.push(part.as_mut_ptr(), len_bytes);
+        }
+        Self { segments, len_bytes, owner: Owner::Owned(bytes) }
+    }
+
+    /// Whether each range of it begins on a multiple of `alignment_bytes` and is whole blocks of `block_bytes` long; both are powers of two.
+    pub(crate) fn is_aligned(&self, alignment_bytes: usize, block_bytes: usize) -> bool {
+        self.segments.0.iter().all(|segment| {
+            segment.iov_base.addr() & (alignment_bytes - 1) == 0 && segment.iov_len & (block_bytes - 1) == 0
+        })
+    }
+
+    /// How many ranges it has.
+    pub(crate) fn range_count(&self) -> usize {
+        self.segments.0.len()
+    }
+
+    /// One buffer of several, one after the other.
+    pub(crate) fn join(parts: Vec<Self>) -> Self {
+        let mut segments = Segments::default();
+        for part in &parts {
+            segments.0.extend_from_slice(&part.segments.0);
+        }
+        let len_bytes = parts.iter().map(|part| part.len_bytes).sum();
+        Self { segments, len_bytes, owner: Owner::Joined(parts) }
+    }
+
+    /// The buffers that a [joined](Self::join) one was made of; any other is itself.
+    pub(crate) fn into_parts(self) -> Vec<Self> {
+        match self.owner {
+            Owner::Joined(parts) => parts,
+            _ => vec![self],
+        }
+    }
+
+    /// Fills the buffer from the bytes of another one, from `offset_bytes` of that on.
+    pub(crate) fn copy_from(&mut self, from: &Self, offset_bytes: usize) -> Result<(), OutOfBuffer> {
+        let mut bytes = vec![0; self.len_bytes];
+        from.copy_to_slice(offset_bytes, &mut bytes)?;
+        self.copy_from_slice(0, &bytes)
     }
 
     /// Gives back the vector behind the ranges, for [`guest_with`](Self::guest_with).
@@ -220,6 +269,7 @@ impl fmt::Debug for IoBuffer {
         let memory = match self.owner {
             Owner::Guest(_) => "guest",
             Owner::Owned(_) => "owned",
+            Owner::Joined(_) => "joined",
         };
         f.debug_struct("IoBuffer")
             .field("memory", &memory)

@@ -5,6 +5,7 @@ use std::io;
 use thiserror::Error;
 use virtio_zbd_zones::ZoneState;
 
+use crate::host::HostFault;
 use crate::image::{ImageFault, UndoFault};
 
 /// Why a store could not be made, opened, or could not do what it was told.
@@ -25,6 +26,9 @@ pub enum StoreError {
         "{name}: it could not be repaired to the end: {source}. What was changed until then can be undone with {kept}"
     )]
     Repair { name: String, kept: String, r#source: io::Error },
+    /// It is no zoned device of the host that can be served.
+    #[error("{name}: {fault}")]
+    Host { name: String, fault: HostFault },
     /// A repair can't be undone.
     #[error("{name}: {fault}")]
     Undo { name: String, fault: UndoFault },

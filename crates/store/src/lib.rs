@@ -22,6 +22,7 @@
 
 mod buffer;
 mod error;
+mod host;
 mod image;
 mod inject;
 mod lane;
@@ -35,6 +36,7 @@ mod words;
 
 pub use buffer::{IoBuffer, OutOfBuffer, OutOfGuestMemory, Segments};
 pub use error::{StoreError, medium_is_bad};
+pub use host::{HostFault, HostStore};
 pub use image::{
     CheckOptions, CheckReport, CheckedImage, CreateOptions, Finding, FindingKind, ImageFault, ImageInfo,
     ImageStore, LastUse, NextOpening, Omitted, OpenOptions, Opens, Remedy, Repaired, Severity, UndoFault,

@@ -14,8 +14,8 @@ use crate::error::StoreError;
 
 /// How often, and at what intervals, a lock is tried. A daemon that was just killed keeps its lock until the
 /// kernel has ended its last I/O, and whoever starts it again should not have to know that.
-const TRIES: u32 = 50;
-const TRY_INTERVAL: Duration = Duration::from_millis(10);
+pub(crate) const TRIES: u32 = 50;
+pub(crate) const TRY_INTERVAL: Duration = Duration::from_millis(10);
 
 /// What kind of thing a path names, as far as a disk can be on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -42,6 +42,12 @@ pub trait Store: Send + Sync {
     /// have is ignored.
     fn publish(&self, zone: u32, state: ZoneState);
 
+    /// Whether the store keeps the zones' conditions itself, as a zoned device of the host does. It must be told of every change, by
+    /// [`commit`](Self::commit), before anything that rests on it comes to the store; and after a failed write it alone knows what the zone is.
+    fn keeps_conditions(&self) -> bool {
+        false
+    }
+
     /// Makes durable what `work` asks for. Blocking; calls from several threads wait for one another.
     ///
     /// With [`Commit::flush`], all that was published and written before the call (D1). Of each finished zone
@@ -106,6 +112,12 @@ pub struct Commit<'a> {
     pub finished: &'a [u32],
     /// Zones that were published as empty and whose reset shall be answered.
     pub reset: &'a [u32],
+    /// Zones that are to be closed. Like the two below, only where the store [keeps conditions](Store::keeps_conditions).
+    pub closed: &'a [u32],
+    /// Zones that are to be opened explicitly, when others are closed.
+    pub opened: &'a [u32],
+    /// Zones in which nothing is under way and of which the store shall say what they are.
+    pub reread: &'a [u32],
 }
 
 /// How a commit ended.
@@ -118,15 +130,18 @@ pub struct CommitOutcome {
     /// written before a commit has reset it without this failure: a gap in it could show what was there. Whether
     /// it is worth another try is in the error ([`StoreError::medium_is_bad`]).
     pub hole_failures: Vec<(u32, StoreError)>,
+    /// Only where the store [keeps conditions](Store::keeps_conditions): zones that were asked for, and those that the store could not change as it was
+    /// told. What they are now; their requests have failed.
+    pub told: Vec<(u32, ZoneState)>,
 }
 
 impl CommitOutcome {
     pub(crate) fn done() -> Self {
-        Self { durable: Ok(()), hole_failures: Vec::new() }
+        Self { durable: Ok(()), hole_failures: Vec::new(), told: Vec::new() }
     }
 
     pub(crate) fn failed(error: StoreError) -> Self {
-        Self { durable: Err(error), hole_failures: Vec::new() }
+        Self { durable: Err(error), hole_failures: Vec::new(), told: Vec::new() }
     }
 }
 

@@ -256,7 +256,8 @@ impl History {
         // Now and then the host is full.
         let full_host = !self.failing && self.rng.u8(..6) == 0;
         self.medium.fail_write_after(full_host.then(|| self.rng.u64(..3)));
-        let outcome = self.store().commit(&Commit { flush, finished: &finished, reset: &emptied });
+        let outcome =
+            self.store().commit(&Commit { flush, finished: &finished, reset: &emptied, ..Commit::default() });
         println!("  commit flush {flush} finished {finished:?} reset {emptied:?}: {outcome:?}");
         self.medium.fail_write_after(None);
         let named = |zone: u32| flush || finished.contains(&zone) || emptied.contains(&zone);

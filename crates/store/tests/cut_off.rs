@@ -22,7 +22,8 @@ use virtio_zbd_zones::{Condition, ZoneState};
 const ENGINES: [EngineChoice; 2] = [EngineChoice::IoUring, EngineChoice::Sync];
 /// Length of a zone of [`geometry`], in bytes.
 const ZONE: u64 = 512 * 512;
-const FLUSH: Commit<'_> = Commit { flush: true, finished: &[], reset: &[] };
+const FLUSH: Commit<'_> =
+    Commit { flush: true, finished: &[], reset: &[], closed: &[], opened: &[], reread: &[] };
 
 fn cut(path: &Path, len_bytes: u64) {
     File::options().write(true).open(path).unwrap().set_len(len_bytes).unwrap();

@@ -252,7 +252,7 @@ fn a_flush_syncs_no_more_than_it_must() {
     store.publish(5, full(0));
     store.publish(2, ZoneState::EMPTY);
     let all = || {
-        let work = Commit { flush: true, finished: &[5], reset: &[4, 2] };
+        let work = Commit { flush: true, finished: &[5], reset: &[4, 2], ..Commit::default() };
         store.commit(&work).durable.unwrap();
     };
     assert_eq!(syncs_of(&all), 2, "one for the data, one for the pages");
@@ -266,7 +266,7 @@ fn bad_commits_are_refused_and_change_nothing() {
     fill(&store, 2, 1, 1);
     flush(&store);
     let refused = |finished: &[u32], reset: &[u32]| {
-        store.commit(&Commit { flush: false, finished, reset }).durable.unwrap_err()
+        store.commit(&Commit { finished, reset, ..Commit::default() }).durable.unwrap_err()
     };
     assert!(matches!(refused(&[], &[20]), StoreError::NoSuchZone { zone: 20, zone_count: 20, .. }));
     assert!(matches!(refused(&[u32::MAX], &[]), StoreError::NoSuchZone { zone: u32::MAX, .. }));

@@ -50,7 +50,7 @@ impl ImageStore {
         if let Err(error) = self.make_durable(book, live, work) {
             return CommitOutcome::failed(error);
         }
-        CommitOutcome { durable: Ok(()), hole_failures: self.punch(book, work.reset) }
+        CommitOutcome { hole_failures: self.punch(book, work.reset), ..CommitOutcome::done() }
     }
 
     /// Somebody may have cut the file off under us. What was there is gone, and a sync that succeeds says nothing

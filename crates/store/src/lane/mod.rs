@@ -1,5 +1,6 @@
 //! A queue's way to the medium, and the only place where its worker waits.
 
+mod gate;
 mod op;
 mod poll;
 mod ring;
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use crate::buffer::IoBuffer;
 use crate::inject::{Fault, Faults, Operation};
+pub(crate) use gate::{Gate, Parked};
 use op::{Action, Op};
 use poll::PollSet;
 use ring::Ring;
@@ -45,6 +47,8 @@ pub struct Lane {
     /// What has ended and was not fetched.
     ready: Vec<Event>,
     in_flight: usize,
+    /// What stands between the lane and a zoned device of the host.
+    gate: Option<Box<Gate>>,
     /// Who is told of changes; goes after the waiter, which still has some of them.
     tap: Option<Arc<dyn Tap>>,
 }
@@ -112,13 +116,25 @@ impl Lane {
             has_failed: false,
             ready: Vec::new(),
             in_flight: 0,
+            gate: None,
             tap: None,
         })
     }
 
     /// The same with faults on purpose.
-    pub(crate) fn with_faults(self, faults: Faults) -> Self {
-        Self { faults, ..self }
+    pub(crate) fn with_faults(mut self, faults: Faults) -> Self {
+        self.faults = faults;
+        self
+    }
+
+    /// The same behind a gate.
+    ///
+    /// # Errors
+    /// The gate's messages can't be waited for.
+    pub(crate) fn behind(mut self, gate: Gate) -> io::Result<Self> {
+        self.watch(gate.wake_fd()?, gate::MESSAGES)?;
+        self.gate = Some(Box::new(gate));
+        Ok(self)
     }
 
     /// From now on `tap` is told of every change.
@@ -214,7 +230,8 @@ impl Lane {
         let target = self.target.raw();
         loop {
             let rest = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            let block = self.ready.is_empty() && rest != Some(Duration::ZERO);
+            let goes_on = self.gate.is_some() && self.go_on();
+            let block = self.ready.is_empty() && rest != Some(Duration::ZERO) && !goes_on;
             if block && rest.is_none() && self.waiter.is_idle() {
                 return Err(io::Error::new(
                     io::ErrorKind::Deadlock,
@@ -225,6 +242,9 @@ impl Lane {
                 Waiter::Ring(ring) => ring.turn(block, rest, target, &mut self.ready)?,
                 Waiter::Poll(set) if block => set.turn(rest, &mut self.ready)?,
                 Waiter::Poll(set) => set.turn(Some(Duration::ZERO), &mut self.ready)?,
+            }
+            if let Some(gate) = &mut self.gate {
+                gate.pass(&mut self.ready);
             }
             if self.tap.as_ref().is_some_and(|tap| tap.is_over()) {
                 return Err(io::Error::other(PowerIsCut));
@@ -249,6 +269,7 @@ impl Lane {
             Waiter::Ring(ring) => ring.drain(target, &mut self.ready),
             Waiter::Poll(_) => true,
         };
+        let all = all & self.leave();
         // A failure on purpose is one of the worst kind.
         if self.has_failed {
             self.ready.clear();
@@ -265,19 +286,58 @@ impl Lane {
     fn start(&mut self, mut op: Op, fits: bool) {
         self.in_flight += 1;
         let result = match self.allowed(&op, fits).and_then(|()| self.inject(&mut op)) {
+            result if self.gate.is_some() => return self.enter_gate(op, result.err()),
             Err(error) => Err(error),
             Ok(()) if op.rest_bytes() == 0 => Ok(()),
             Ok(()) if self.tap.as_ref().is_some_and(|tap| !op.begin(tap)) => return,
-            Ok(()) => match (&mut self.waiter, &self.target) {
-                (Waiter::Ring(ring), Target::File { fd, base_bytes }) => {
-                    let Some((refused, error)) = ring.submit(op, fd.as_raw_fd(), *base_bytes) else { return };
-                    op = refused;
-                    Err(error)
-                }
-                (_, target) => target.perform(&mut op),
-            },
+            Ok(()) => return self.run(op),
         };
         self.ready.push(op.into_event(result));
+    }
+
+    /// Gives an operation to whoever does it.
+    fn run(&mut self, mut op: Op) {
+        let result = match (&mut self.waiter, &self.target) {
+            (Waiter::Ring(ring), Target::File { fd, base_bytes }) => {
+                let Some((refused, error)) = ring.submit(op, fd.as_raw_fd(), *base_bytes) else { return };
+                op = refused;
+                Err(error)
+            }
+            (_, target) => target.perform(&mut op),
+        };
+        self.ready.push(op.into_event(result));
+    }
+
+    /// Lets an operation, or its failure, come to the gate.
+    fn enter_gate(&mut self, op: Op, failure: Option<io::Error>) {
+        let Some(gate) = &mut self.gate else { return };
+        if let Some(op) = gate.enter(op, failure, &mut self.ready) {
+            self.run(op);
+        }
+    }
+
+    /// Starts what the gate has let pass meanwhile. Returns whether there is something to come back for at once.
+    fn go_on(&mut self) -> bool {
+        let Some(gate) = &mut self.gate else { return false };
+        for zone in gate.take_turns() {
+            let Some(gate) = &mut self.gate else { break };
+            if let Some(op) = gate.next(zone, &mut self.ready) {
+                self.run(op);
+            }
+        }
+        !self.ready.is_empty()
+    }
+
+    /// The end of a lane behind a gate: what others have under way here is theirs to know, and what waits behind the gate is nobody's any more. Returns
+    /// whether all of this lane's own has ended.
+    fn leave(&mut self) -> bool {
+        let Some(gate) = &mut self.gate else { return true };
+        gate.pass(&mut self.ready);
+        let done = |ready: &[Event]| ready.iter().filter(|event| matches!(event, Event::Done { .. })).count();
+        let in_flight = self.in_flight;
+        let all = gate.leave(&mut self.ready, |ready| done(ready) >= in_flight);
+        self.in_flight = in_flight.saturating_sub(done(&self.ready));
+        all
     }
 
     /// Lets happen to an operation what a rule says.
@@ -340,6 +400,18 @@ impl Lane {
                 set.unwatch(source);
                 Ok(())
             }
+        }
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        if self.gate.is_some() {
+            let target = self.target.raw();
+            if let Waiter::Ring(ring) = &mut self.waiter {
+                ring.drain(target, &mut self.ready);
+            }
+            self.leave();
         }
     }
 }

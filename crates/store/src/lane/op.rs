@@ -114,6 +114,29 @@ impl Op {
         self.buffer.as_mut()
     }
 
+    /// Its buffer, when nothing is under way.
+    pub(super) fn into_buffer(self) -> Option<IoBuffer> {
+        self.buffer
+    }
+
+    /// The same with another buffer of the same length, and the one that it had.
+    pub(super) fn exchange_buffer(&mut self, buffer: IoBuffer) -> Option<IoBuffer> {
+        self.buffer.replace(buffer)
+    }
+
+    /// What a fault on purpose leaves of the next system call becomes whole blocks, at least one.
+    pub(super) fn cut_at_block(&mut self, block_bytes: u64) {
+        let rest_bytes = self.rest_bytes();
+        if let Some(cut) = &mut self.cut {
+            cut.len_bytes = (cut.len_bytes / block_bytes * block_bytes).max(block_bytes).min(rest_bytes);
+        }
+    }
+
+    /// Whether a fault on purpose lies on it.
+    pub(super) fn is_cut(&self) -> bool {
+        self.cut.is_some()
+    }
+
     /// Tells `tap` that this change begins. Returns whether it may.
     pub(super) fn begin(&mut self, tap: &Arc<dyn Tap>) -> bool {
         let (offset_bytes, len_bytes) = (self.offset_bytes, self.len_bytes);

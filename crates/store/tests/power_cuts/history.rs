@@ -430,8 +430,12 @@ impl History {
             _ => Phase::Finish,
         });
         let all = self.mutation == Mutation::ResetTakesAll && !reset.is_empty();
-        let outcome =
-            self.store().commit(&Commit { flush: flush || all, finished: &finished, reset: &emptied });
+        let outcome = self.store().commit(&Commit {
+            flush: flush || all,
+            finished: &finished,
+            reset: &emptied,
+            ..Commit::default()
+        });
         self.medium.end();
         self.medium.interleave(None);
         let done = match (outcome.durable, outcome.hole_failures.is_empty()) {

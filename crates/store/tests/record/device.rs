@@ -206,7 +206,7 @@ impl Device {
         let (recorder, gate) = (Arc::clone(&self.recorder), Arc::clone(&self.gate));
         if self.is_cut() {
             std::thread::scope(|scope| {
-                let work = Commit { flush, finished: &finished, reset: &reset };
+                let work = Commit { flush, finished: &finished, reset: &reset, ..Commit::default() };
                 let committing = scope.spawn(move || recorder.commit(&work).durable);
                 // It waits until the queues are gone, and was not begun.
                 self.lanes.clear();
@@ -217,7 +217,9 @@ impl Device {
         }
         std::thread::scope(|scope| {
             let committing = scope.spawn(|| {
-                let end = recorder.commit(&Commit { flush, finished: &finished, reset: &reset }).durable;
+                let end = recorder
+                    .commit(&Commit { flush, finished: &finished, reset: &reset, ..Commit::default() })
+                    .durable;
                 assert!(matches!(end, Ok(()) | Err(StoreError::PowerCut { .. })), "{end:?}");
             });
             gate.wait();
