@@ -24,6 +24,30 @@ pub(crate) enum CommitKind {
     Reset(Vec<u32>),
     /// Zones that were taken out of use.
     Retire(Vec<u32>),
+    /// What a store is to do that keeps conditions itself.
+    Change(Change),
+}
+
+/// Zones that a store is to close, open, finish, or to say what they are, in this order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Change {
+    pub(crate) closed: Vec<u32>,
+    pub(crate) opened: Vec<u32>,
+    pub(crate) finished: Vec<u32>,
+    pub(crate) reread: Vec<u32>,
+}
+
+impl CommitKind {
+    /// Whether it is told how `zone` has ended otherwise.
+    fn concerns(&self, zone: u32) -> bool {
+        match self {
+            Self::Reset(zones) => zones.contains(&zone),
+            Self::Change(Change { closed, opened, finished, reread }) => {
+                [closed, opened, finished, reread].iter().any(|zones| zones.contains(&zone))
+            }
+            Self::Flush | Self::Finish(_) | Self::Retire(_) => false,
+        }
+    }
 }
 
 /// How a commit ended for one request.
@@ -33,8 +57,8 @@ pub(crate) enum CommitEnd {
     Durable,
     /// It is not, and nothing may be claimed.
     Failed,
-    /// The resets are durable, but the old data of these zones could not be taken away: how each of them ends.
-    Unswept(Vec<(u32, ResetEnd)>),
+    /// It is durable, but for these zones, which end otherwise: resets whose old data could not be taken away, and what the store alone can tell.
+    Zones(Vec<(u32, ResetEnd)>),
 }
 
 /// The committer's thread and its queue.
@@ -109,17 +133,32 @@ fn commit_next(shared: &Shared, store: &dyn Store, mailboxes: &Mailboxes) -> boo
 /// Commits all of them at once; if that fails, one after the other, so that what is wrong with one is nobody else's failure.
 fn commit_batch(requests: Vec<(CommitKind, Ticket)>, store: &dyn Store, mailboxes: &Mailboxes) {
     let (mut flush, mut finished, mut reset) = (false, Vec::new(), Vec::new());
+    let (mut closed, mut opened, mut reread) = (Vec::new(), Vec::new(), Vec::new());
     for (kind, _) in &requests {
         match kind {
             CommitKind::Flush => flush = true,
             CommitKind::Finish(zone) => finished.push(*zone),
             CommitKind::Reset(zones) => reset.extend_from_slice(zones),
             CommitKind::Retire(zones) => finished.extend_from_slice(zones),
+            CommitKind::Change(change) => {
+                closed.extend_from_slice(&change.closed);
+                opened.extend_from_slice(&change.opened);
+                finished.extend_from_slice(&change.finished);
+                reread.extend_from_slice(&change.reread);
+            }
         }
     }
-    let outcome = store.commit(&Commit { flush, finished: &finished, reset: &reset });
+    let work = Commit {
+        flush,
+        finished: &finished,
+        reset: &reset,
+        closed: &closed,
+        opened: &opened,
+        reread: &reread,
+    };
+    let outcome = store.commit(&work);
     if let Err(error) = &outcome.durable {
-        log::error!("not durable (flush: {flush}, finished: {finished:?}, reset: {reset:?}): {error}");
+        log::error!("not durable ({work:?}): {error}");
         let (flushes, others): (Vec<_>, Vec<_>) =
             requests.into_iter().partition(|(kind, _)| *kind == CommitKind::Flush);
         let parts = others.into_iter().map(|other| vec![other]).chain([flushes]);
@@ -134,16 +173,12 @@ fn commit_batch(requests: Vec<(CommitKind, Ticket)>, store: &dyn Store, mailboxe
         }
         return;
     }
-    let unswept: Vec<(u32, ResetEnd)> = outcome.hole_failures.iter().map(end_of).collect();
+    let told = outcome.told.iter().map(|&(zone, state)| (zone, ResetEnd::Told(state)));
+    let otherwise: Vec<(u32, ResetEnd)> = outcome.hole_failures.iter().map(end_of).chain(told).collect();
     for (kind, ticket) in requests {
-        let end = match kind {
-            CommitKind::Reset(zones) => {
-                let mut unswept = unswept.clone();
-                unswept.retain(|(zone, _)| zones.contains(zone));
-                if unswept.is_empty() { CommitEnd::Durable } else { CommitEnd::Unswept(unswept) }
-            }
-            _ => CommitEnd::Durable,
-        };
+        let mut otherwise = otherwise.clone();
+        otherwise.retain(|(zone, _)| kind.concerns(*zone));
+        let end = if otherwise.is_empty() { CommitEnd::Durable } else { CommitEnd::Zones(otherwise) };
         mailboxes.post(ticket, |slot| Message::Committed(slot, end));
     }
 }

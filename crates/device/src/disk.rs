@@ -87,7 +87,8 @@ impl Disk {
                 if append_bytes > most_bytes {
                     return Err(DiskError::AppendLimit { append_bytes, most_bytes });
                 }
-                Some(ZoneTable::new(geometry, &store.initial_states(), Publish(Arc::clone(&store)))?)
+                let zones = ZoneTable::new(geometry, &store.initial_states(), Publish(Arc::clone(&store)))?;
+                Some(if store.keeps_conditions() { zones.kept_by_device() } else { zones })
             }
             None => None,
         };

@@ -15,7 +15,7 @@ use virtio_zbd_zones::{
 };
 use zerocopy::IntoBytes;
 
-use crate::commit::{CommitEnd, CommitKind};
+use crate::commit::{Change, CommitEnd, CommitKind};
 use crate::disk::Zones;
 use crate::flight::{Answer, Probe, ResetAll, Step};
 use crate::inflight::Note;
@@ -158,6 +158,14 @@ impl Worker {
             None if disk.offer.holds(sector, sectors.into()) => None,
             None => return self.answer(slot, Answer::status(Status::IoErr)),
         };
+        let mut grant = grant;
+        if let Some(room) = grant.as_mut().and_then(Grant::take_room)
+            && let Some(grant) = grant.take()
+        {
+            let closed = vec![room.zone()];
+            let step = Step::MakingRoom { room, grant, sectors, append, buffer };
+            return self.commit(slot, CommitKind::Change(Change { closed, ..Change::default() }), step);
+        }
         let at = grant.as_ref().map_or(sector, Grant::sector);
         self.set_step(slot, Step::Writing { grant, sectors, append });
         if sectors == 0 {
@@ -194,11 +202,25 @@ impl Worker {
         }
         match step {
             Some(Step::Reading { .. }) if ok => self.answer(slot, Answer::FILLED),
+            Some(Step::Reading { sector }) if bad && self.store_keeps() => {
+                let zones = self.place.disk.zones.as_ref();
+                let doubted = zones.and_then(|zones| zones.doubt(sector));
+                self.reread_then_answer(slot, doubted, Answer::status(Status::IoErr));
+            }
             Some(Step::Reading { sector }) if bad => self.probe_zone_of(slot, sector),
             // It is that place, or it will pass.
             Some(Step::Reading { .. }) => self.answer(slot, Answer::status(Status::IoErr)),
             Some(Step::Probing(probe)) if bad => self.probe(slot, probe),
             Some(Step::Probing(_)) => self.answer(slot, Answer::status(Status::IoErr)),
+            // Nothing can be cleared there: what is left of it, the store must say.
+            Some(Step::Writing { grant: Some(grant), .. })
+                if !ok && self.store_keeps() && grant.is_reserved() =>
+            {
+                let answer = Answer::status(Status::IoErr);
+                self.note(slot, Note::Ended(answer));
+                let doubted = self.fail(grant);
+                self.reread_then_answer(slot, doubted, answer);
+            }
             // What is left of it goes first: once the zone knows, the place may lie below its write pointer, or be reset and
             // written anew.
             // Where nothing is reserved, what is left of it is nobody's business.
@@ -212,9 +234,10 @@ impl Worker {
                 if let Some(grant) = grant.as_ref().filter(|grant| ok && grant.is_reserved()) {
                     self.note(slot, Note::Written { sector: grant.sector(), sectors });
                 }
-                self.settle(grant, ok);
+                let doubted = self.settle(grant, ok);
                 let status = if ok { Status::Ok } else { Status::IoErr };
-                self.stable_then_answer(slot, Answer { append_sector: sector, ..Answer::status(status) });
+                let answer = Answer { append_sector: sector, ..Answer::status(status) };
+                self.reread_then_answer(slot, doubted, answer);
             }
             Some(Step::Clearing { grant, medium_is_bad }) => {
                 let zone = grant.zone();
@@ -222,7 +245,8 @@ impl Worker {
                 let retired = (medium_is_bad || bad) && self.retire(zone, Retirement::ReadOnly);
                 // Its place may be another's next.
                 self.note(slot, Note::Ended(Answer::status(Status::IoErr)));
-                self.settle(Some(grant), false);
+                // Of no store that would have to be asked.
+                let _ = self.settle(Some(grant), false);
                 match retired {
                     true => self.retired(slot, vec![zone]),
                     false => self.answer(slot, Answer::status(Status::IoErr)),
@@ -248,12 +272,31 @@ impl Worker {
     }
 
     /// Tells the zone how a write has ended, and those who waited for the zone. The gap that a failure may leave holds zeros
-    /// already.
-    pub(crate) fn settle(&mut self, grant: Option<Grant>, ok: bool) {
-        if let (Some(zones), Some(grant)) = (&self.place.disk.zones, grant) {
-            let settled = zones.settle(grant, ok);
-            self.wake(settled.woken);
-        }
+    /// already. Returns a zone of which the store is to be asked now.
+    pub(crate) fn settle(&mut self, grant: Option<Grant>, ok: bool) -> Option<Begun> {
+        let settled = self.place.disk.zones.as_ref()?.settle(grant?, ok);
+        self.wake(settled.woken);
+        settled.reread
+    }
+
+    /// Tells the zone that a write has failed of which only the store knows what it has left. Returns the zone if the store is to be asked now.
+    pub(crate) fn fail(&mut self, grant: Grant) -> Option<Begun> {
+        let settled = self.place.disk.zones.as_ref()?.fail(grant);
+        self.wake(settled.woken);
+        settled.reread
+    }
+
+    /// Asks the store what a zone in doubt is now, if there is one, and answers.
+    pub(crate) fn reread_then_answer(&mut self, slot: u32, doubted: Option<Begun>, answer: Answer) {
+        let Some(begun) = doubted else { return self.stable_then_answer(slot, answer) };
+        let reread = vec![begun.zone()];
+        let kind = CommitKind::Change(Change { reread, ..Change::default() });
+        self.commit(slot, kind, Step::Rereading { begun, answer });
+    }
+
+    /// Whether the store keeps the zones' conditions itself.
+    pub(crate) fn store_keeps(&self) -> bool {
+        self.place.disk.store.keeps_conditions()
     }
 
     /// A read at `sector` has failed because of the medium. Is it only that place? The beginning, the middle and the end of what the
@@ -330,8 +373,8 @@ impl Worker {
         };
         let ticket = self.place.mailbox.ticket(slot);
         let (result, finished) = match request {
-            Request::ZoneOpen { sector } => (zones.open(sector, ticket).map(|()| None), None),
-            Request::ZoneClose { sector } => (zones.close(sector, ticket).map(|()| None), None),
+            Request::ZoneOpen { sector } => (zones.begin_open(sector, ticket), None),
+            Request::ZoneClose { sector } => (zones.begin_close(sector, ticket), None),
             Request::ZoneFinish { sector } => {
                 (zones.begin_finish(sector, ticket), zones.geometry().zone_of(sector))
             }
@@ -341,12 +384,19 @@ impl Worker {
         match (result, finished) {
             // Full already, perhaps by having been written: that is durable when this answers, too (D3).
             (Ok(None), Some(zone)) => {
-                self.commit(slot, CommitKind::Finish(zone), Step::Flushing { answer: Answer::OK });
+                // A store that finishes zones itself must not finish this one: it may be reset and written meanwhile.
+                let kind = if self.store_keeps() { CommitKind::Flush } else { CommitKind::Finish(zone) };
+                self.commit(slot, kind, Step::Flushing { answer: Answer::OK });
             }
             (Ok(None), None) => self.answer(slot, Answer::OK),
-            (Ok(Some(begun)), finished) => {
-                let kind = finished.map_or_else(|| CommitKind::Reset(vec![begun.zone()]), CommitKind::Finish);
-                self.commit(slot, kind, Step::Ending(begun));
+            (Ok(Some(mut begun)), finished) => {
+                let (zone, room) = (begun.zone(), begun.take_room());
+                let kind = match (&request, finished) {
+                    (Request::ZoneReset { .. }, _) => CommitKind::Reset(vec![zone]),
+                    (_, Some(zone)) if !self.store_keeps() => CommitKind::Finish(zone),
+                    _ => CommitKind::Change(change_of(&request, zone, room.as_ref())),
+                };
+                self.commit(slot, kind, Step::Ending { begun, room });
             }
             (Err(Refusal::Busy), _) => drop(self.set_step(slot, Step::Waiting(request))),
             (Err(refusal), _) => self.answer(slot, Answer::status(status_of(refusal))),
@@ -386,38 +436,64 @@ impl Worker {
     /// The committer has ended what this request waited for.
     pub(crate) fn committed(&mut self, slot: u32, end: CommitEnd) {
         let status = if end == CommitEnd::Durable { Status::Ok } else { Status::IoErr };
+        let mut ended = None;
         let begun = match self.set_step(slot, Step::Starting) {
             Some(Step::Flushing { answer }) => {
                 let answer = if status == Status::Ok { answer } else { Answer::status(status) };
                 return self.answer(slot, answer);
             }
-            Some(Step::Ending(begun)) => vec![begun],
+            Some(Step::Ending { begun, room }) => {
+                ended = Some(begun.zone());
+                room.into_iter().chain([begun]).collect()
+            }
             Some(Step::EndingAll(begun)) => begun,
+            Some(Step::MakingRoom { room, grant, sectors, append, buffer }) => {
+                self.end_zone(room, &end);
+                let at = byte_offset(grant.sector());
+                self.set_step(slot, Step::Writing { grant: Some(grant), sectors, append });
+                return self.lane.write(slot.into(), buffer, at);
+            }
+            Some(Step::Rereading { begun, answer }) => {
+                self.end_zone(begun, &end);
+                return self.stable_then_answer(slot, answer);
+            }
             other => return self.lost(slot, other),
+        };
+        // The room for a zone is not what was asked for.
+        let status = match (&end, ended) {
+            (CommitEnd::Zones(zones), Some(ended)) if !zones.iter().any(|(zone, _)| *zone == ended) => {
+                Status::Ok
+            }
+            _ => status,
         };
         // The zones may be written by others next.
         self.note(slot, Note::Ended(Answer::status(status)));
-        let disk = Arc::clone(&self.place.disk);
         let mut lost = Vec::new();
-        if let Some(zones) = &disk.zones {
-            for begun in begun {
-                let zone = begun.zone();
-                let end = match &end {
-                    CommitEnd::Durable => ResetEnd::Done,
-                    CommitEnd::Failed => ResetEnd::Undone,
-                    CommitEnd::Unswept(zones) => {
-                        zones.iter().find(|(other, _)| *other == zone).map_or(ResetEnd::Done, |(_, end)| *end)
-                    }
-                };
-                let settled = zones.end(begun, end);
-                self.wake(settled.woken);
-                lost.extend((end == ResetEnd::Lost).then_some(zone));
-            }
+        for begun in begun {
+            let zone = begun.zone();
+            let end = self.end_zone(begun, &end);
+            lost.extend((end == ResetEnd::Lost).then_some(zone));
         }
         match lost.is_empty() {
             true => self.answer(slot, Answer::status(status)),
             false => self.retired(slot, lost),
         }
+    }
+
+    /// Ends what was begun in a zone as its commit has ended. Returns how that is.
+    fn end_zone(&mut self, begun: Begun, end: &CommitEnd) -> ResetEnd {
+        let zone = begun.zone();
+        let end = match end {
+            CommitEnd::Durable => ResetEnd::Done,
+            CommitEnd::Failed => ResetEnd::Undone,
+            CommitEnd::Zones(zones) => {
+                zones.iter().find(|(other, _)| *other == zone).map_or(ResetEnd::Done, |(_, end)| *end)
+            }
+        };
+        if let Some(settled) = self.place.disk.zones.as_ref().map(|zones| zones.end(begun, end)) {
+            self.wake(settled.woken);
+        }
+        end
     }
 
     /// ZONE_REPORT: as many zones as the buffer holds, from the one that `sector` lies in (R7). The rest of the buffer is
@@ -482,6 +558,17 @@ impl Probe {
         left.dedup();
         Some(Self { zone, left })
     }
+}
+
+/// What a store that keeps conditions is to do for a request on `zone`: after it has closed the one that makes room.
+fn change_of(request: &Request, zone: u32, room: Option<&Begun>) -> Change {
+    let mut change = Change { closed: room.map(Begun::zone).into_iter().collect(), ..Change::default() };
+    match request {
+        Request::ZoneOpen { .. } => change.opened.push(zone),
+        Request::ZoneClose { .. } => change.closed.push(zone),
+        _ => change.finished.push(zone),
+    }
+    change
 }
 
 impl Request {

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use virtio_zbd_spec::Status;
+use virtio_zbd_store::IoBuffer;
 use virtio_zbd_zones::{Begun, Grant};
 
 use crate::request::{InHeader, Request};
@@ -44,8 +45,12 @@ pub(crate) enum Step {
     Zeroing { left: u32, status: Status },
     /// A flush, before this answer.
     Flushing { answer: Answer },
-    /// A finish or reset being made durable.
-    Ending(Begun),
+    /// A finish or reset being made durable, or any change that the store makes; and the zone that is closed to make room for it.
+    Ending { begun: Begun, room: Option<Begun> },
+    /// Another zone being closed, to make room for this write.
+    MakingRoom { room: Begun, grant: Grant, sectors: u32, append: bool, buffer: IoBuffer },
+    /// A zone in doubt, of which the store is asked before this answer.
+    Rereading { begun: Begun, answer: Answer },
     /// All resets being made durable.
     EndingAll(Vec<Begun>),
 }
@@ -64,7 +69,9 @@ impl Step {
             | Self::Waiting(_)
             | Self::WaitingToResetAll(_)
             | Self::Flushing { .. }
-            | Self::Ending(_)
+            | Self::Ending { .. }
+            | Self::MakingRoom { .. }
+            | Self::Rereading { .. }
             | Self::EndingAll(_) => false,
         }
     }

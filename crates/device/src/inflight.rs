@@ -265,8 +265,17 @@ impl Disk {
             if !buffer.is_inflight(queue, head) {
                 continue;
             }
-            let note = Note::of(buffer.note(queue, head, 0), buffer.note(queue, head, 1));
+            let mut note = Note::of(buffer.note(queue, head, 0), buffer.note(queue, head, 1));
+            // Where the store has the write pointers it has moved this one past the place with the data, and never without.
+            if let (Note::Placed { sector, sectors }, Some(zones), true) =
+                (note, &self.zones, self.store.keeps_conditions())
+                && zones.was_written(sector, sectors)
+            {
+                note = Note::Written { sector, sectors };
+                buffer.set_note(queue, head, 0, note.words().0);
+            }
             let stands = match (note, &self.zones) {
+                (Note::Placed { .. }, Some(_)) if self.store.keeps_conditions() => false,
                 (Note::Placed { sector, sectors }, Some(zones)) => {
                     let this = Waiting { queue, sector, sectors };
                     // Taken in already, when this run was shown the buffer before.

@@ -123,13 +123,18 @@ impl Worker {
 
     /// Ends a request that the lane had. Nobody can clear what a write has left any more, so its zone is not written again.
     fn abandon(&mut self, slot: u32) {
+        let answer = Answer::status(Status::IoErr);
         if let Some(Step::Writing { grant: Some(grant), .. } | Step::Clearing { grant, .. }) =
             self.set_step(slot, Step::Starting)
         {
+            if self.store_keeps() {
+                let doubted = self.fail(grant);
+                return self.reread_then_answer(slot, doubted, answer);
+            }
             self.retire(grant.zone(), Retirement::ReadOnly);
-            self.settle(Some(grant), false);
+            let _ = self.settle(Some(grant), false);
         }
-        self.answer(slot, Answer::status(Status::IoErr));
+        self.answer(slot, answer);
     }
 
     fn is_in_the_lane(&mut self, slot: u32) -> bool {

@@ -87,6 +87,24 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
         Settled { woken: Vec::new(), reread: z.begin_reread(grant.zone) }
     }
 
+    /// Something else than a write has failed at `sector` as if the device had taken its zone out of use: as [`fail`](Self::fail), returns the zone if the device is to
+    /// be asked now. A conventional zone has no condition to be asked for.
+    pub fn doubt(&self, sector: u64) -> Option<Begun> {
+        let zone = self.geometry().zone_of(sector).filter(|zone| !self.geometry().is_conventional(*zone))?;
+        let mut z = self.lock_zone(zone).ok()?;
+        // What is settling there will tell.
+        (z.settling_from.is_none()).then(|| z.in_doubt = true)?;
+        z.begin_reread(zone)
+    }
+
+    /// Whether a write that was under way at this place when the last process died has come to the device. The write pointer that was found there has moved past
+    /// it, and the zone was not reset since.
+    pub fn was_written(&self, sector: u64, sectors: u32) -> bool {
+        // A read-only zone has no write pointer that would say so.
+        let says = |zone| self.lock_zone(zone).is_ok_and(|z| z.condition != Condition::ReadOnly);
+        self.is_kept(sector, sectors) && self.geometry().zone_of(sector).is_some_and(says)
+    }
+
     /// Takes in what the device says of a zone in which nothing is under way.
     pub(crate) fn take_over(&self, zone: u32, z: &mut Zone, told: ZoneState) {
         let geometry = self.geometry();

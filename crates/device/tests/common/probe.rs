@@ -140,7 +140,11 @@ impl Store for Probe {
         let bad = *self.fail_commits_of.lock().unwrap();
         let has_bad = bad.is_some_and(|bad| work.finished.contains(&bad) || work.reset.contains(&bad));
         if has_bad || self.fail_commits.load(Ordering::SeqCst) {
-            return CommitOutcome { durable: Err(error("making durable")), hole_failures: Vec::new() };
+            return CommitOutcome {
+                durable: Err(error("making durable")),
+                hole_failures: Vec::new(),
+                told: Vec::new(),
+            };
         }
         let (lost, errno) = self.fail_holes.lock().unwrap().clone();
         let errno = errno.unwrap_or(Errno::IO);
