@@ -121,7 +121,7 @@ const PR_SET_VMA: u64 = 0x5356_4d41;
 const PR_GET_AUXV: u64 = 0x4155_5856;
 
 /// Confines all threads of this process. The error is for people.
-pub(crate) fn confine(removes: bool, also: &[i64]) -> Result<(), String> {
+pub(crate) fn confine(removes: bool, also: &[i64], controls: &[u32]) -> Result<(), String> {
     let mut allowed = some_arguments_only()?;
     let refused: Vec<i64> = LOOKING_FOR_FILES
         .iter()
@@ -142,7 +142,12 @@ pub(crate) fn confine(removes: bool, also: &[i64]) -> Result<(), String> {
     for (calls, errno) in refusing {
         if !calls.is_empty() {
             let errno = SeccompAction::Errno(errno.unsigned_abs());
-            let rules = calls.into_iter().map(|call| (call, Vec::new())).collect();
+            let rules = calls.into_iter().map(|call| match call {
+                libc::SYS_ioctl => Ok((call, none_of(controls)?)),
+                call => Ok((call, Vec::new())),
+            });
+            let rules = rules.collect::<Result<_, seccompiler::BackendError>>();
+            let rules = rules.map_err(|error| format!("no filter: {error}"))?;
             programs.push(program(rules, SeccompAction::Allow, errno)?);
         }
     }
@@ -202,6 +207,15 @@ fn some_arguments_only() -> Result<BTreeMap<i64, Vec<SeccompRule>>, String> {
         map.insert(call, alternatives);
     }
     Ok(map)
+}
+
+/// That a device control is none of these; of no numbers, any.
+fn none_of(controls: &[u32]) -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
+    if controls.is_empty() {
+        return Ok(Vec::new());
+    }
+    let is_not = |number: &u32| condition(1, SeccompCmpOp::Ne, (*number).into());
+    Ok(vec![SeccompRule::new(controls.iter().map(is_not).collect::<Result<_, _>>()?)?])
 }
 
 fn condition(

@@ -37,6 +37,7 @@ use std::path::PathBuf;
 pub struct Sandbox {
     remove_in: Option<PathBuf>,
     also: Vec<i64>,
+    controls: Vec<u32>,
 }
 
 /// What came of entering. There is no way back.
@@ -70,6 +71,13 @@ impl Sandbox {
         self
     }
 
+    /// Device controls (`ioctl`) that are allowed, by their numbers; there are none otherwise.
+    #[must_use]
+    pub fn allow_controls(mut self, numbers: &[u32]) -> Self {
+        self.controls.extend_from_slice(numbers);
+        self
+    }
+
     /// Confines this process.
     ///
     /// It must have one thread: Landlock holds for the thread that enters and for those that it starts. Each wall is put up
@@ -78,7 +86,7 @@ impl Sandbox {
         let files = files::confine(self.remove_in.as_deref());
         // Removing is allowed only where something says in which directory.
         let removes = self.remove_in.is_some() && files.is_ok();
-        let calls = calls::confine(removes, &self.also);
+        let calls = calls::confine(removes, &self.also, &self.controls);
         Cage { files, calls }
     }
 }

@@ -11,6 +11,7 @@ mod create;
 mod data;
 mod demo;
 mod geometry;
+mod host;
 mod info;
 mod parse;
 mod progress;

@@ -36,6 +36,11 @@ pub(crate) fn around(
     if args.record.is_none() && cut.is_none() {
         return Ok((store, None));
     }
+    if store.keeps_conditions() {
+        return Err(wrong_call(
+            "--record and --power-cut-after do not go with a zoned device of the host: it keeps its zones itself, and what is done to it can't be held back or done again elsewhere",
+        ));
+    }
     if args.read_only {
         return Err(wrong_call(
             "--record and --power-cut-after do not go with --read-only: nothing is changed",

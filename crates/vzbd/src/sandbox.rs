@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use virtio_zbd_sandbox::Sandbox;
-use virtio_zbd_store::reserve_rings;
+use virtio_zbd_store::{HostStore, Store, reserve_rings};
 use virtio_zbd_vhost_user::{Error, Server};
 
 use crate::cli::{IoEngine, OnOff, ServeArgs};
@@ -50,7 +50,7 @@ fn supervisor_s() -> anyhow::Result<Option<i32>> {
 }
 
 /// Confines this process to what it has open. The store and the socket are there; no thread, and no front-end yet.
-pub(crate) fn enter(args: &ServeArgs, server: &Server) -> anyhow::Result<()> {
+pub(crate) fn enter(args: &ServeArgs, server: &Server, store: &dyn Store) -> anyhow::Result<()> {
     if args.sandbox == Some(OnOff::Off) {
         return Ok(());
     }
@@ -64,6 +64,9 @@ pub(crate) fn enter(args: &ServeArgs, server: &Server) -> anyhow::Result<()> {
         }
     }
     let mut sandbox = Sandbox::new();
+    if store.keeps_conditions() {
+        sandbox = sandbox.allow_controls(&HostStore::IOCTLS);
+    }
     // Its own socket's file, at the end.
     if args.socket.is_some() {
         let directory = server.path().parent().filter(|parent| !parent.as_os_str().is_empty());

@@ -7,12 +7,14 @@ use std::sync::Arc;
 use anyhow::Context;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use virtio_zbd_device::{Disk, DiskConfig};
-use virtio_zbd_store::{EngineChoice, FaultRule, Faults, ImageStore, OpenOptions, RamStore, RawStore, Store};
+use virtio_zbd_store::{
+    EngineChoice, FaultRule, Faults, HostStore, ImageStore, OpenOptions, RamStore, RawStore, Store,
+};
 use vzbd::DiskBackend;
 
 use crate::cli::{IoEngine, ServeArgs, Zoned};
 use crate::size::Size;
-use crate::{attach, geometry, record, sandbox, say, store_error, wrong_call};
+use crate::{attach, geometry, host, record, sandbox, say, store_error, wrong_call};
 
 /// Length of a disk in RAM where none is given.
 const RAM_SIZE_BYTES: u64 = 1 << 30;
@@ -31,7 +33,7 @@ pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<()> {
     let config = DiskConfig { queues: args.queues, block_len_bytes: PLAIN_BLOCK_LEN_BYTES, engine };
     let server = sandbox::listen(args)?;
     // Before the first thread, and before a front-end's first byte.
-    sandbox::enter(args, &server)?;
+    sandbox::enter(args, &server, &*store)?;
     if let Some(cut) = power_cut {
         cut.start()?;
     }
@@ -73,6 +75,10 @@ fn store(args: &ServeArgs) -> anyhow::Result<Arc<dyn Store>> {
     }
     let size = args.size.unwrap_or(Size::from(RAM_SIZE_BYTES));
     let rules = &args.inject;
+    if !ram && host::is_host_managed(args.target.as_ref(), args.zoned)? {
+        let store = HostStore::open(args.target.as_ref(), args.read_only).map_err(store_error)?;
+        return failing(store, HostStore::inject, rules);
+    }
     match (ram, args.zoned) {
         (true, Zoned::HostManaged) => {
             failing(RamStore::new(geometry::of(size, &args.geometry)?)?, RamStore::inject, rules)

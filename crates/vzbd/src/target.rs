@@ -1,9 +1,9 @@
-//! What a command works on: a socket, or an image that is served in this process while the command runs. Either way it is
+//! What a command works on: a socket, or an image or zoned device of the host that is served in this process while the command runs. Either way it is
 //! our own driver at the end of a vhost-user connection, so that a command does the same to both.
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,15 +11,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use virtio_zbd_driver::{Error, Options, VirtioBlk, Wait, Waited, ZoneSupport, Zoned};
-use virtio_zbd_store::{ImageFault, ImageStore, OpenOptions, RawStore, Store, StoreError};
+use virtio_zbd_store::{HostStore, ImageFault, ImageStore, OpenOptions, RawStore, Store, StoreError};
 use virtio_zbd_vhost_user::client::{
     ArenaBuffer, ArenaHal, ConnectError, ConnectOptions, Lost, Monitor, VhostUserTransport,
 };
 use vzbd::{ServeOptions, ServedDisk};
 
 use crate::cli::{TargetArgs, Zoned as Model};
-use crate::refusal;
-use crate::{store_error, wrong_call};
+use crate::{host, refusal, store_error, wrong_call};
 
 /// Our driver on a vhost-user socket.
 pub(crate) type Driver = VirtioBlk<ArenaHal, VhostUserTransport, ArenaBuffer>;
@@ -262,7 +261,11 @@ pub(crate) fn lost_text(lost: &Lost) -> String {
 /// # Errors
 /// There is nothing of that name.
 pub(crate) fn is_image(args: &TargetArgs) -> anyhow::Result<bool> {
-    Ok(!is_socket(&args.target)? && args.zoned != Some(Model::None))
+    Ok(!is_socket(&args.target)? && args.zoned != Some(Model::None) && !is_device(&args.target))
+}
+
+fn is_device(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|file| file.file_type().is_block_device())
 }
 
 /// Whether `path` is a socket.
@@ -299,12 +302,14 @@ pub(crate) fn serve(
     Ok((place, served))
 }
 
-/// The disk in a file that nobody serves.
+/// The disk in a file or device that nobody serves.
 fn store(args: &TargetArgs, access: Access) -> anyhow::Result<Arc<dyn Store>> {
     let read_only = access == Access::Read;
     let path = &args.target;
+    if host::is_host_managed(path, args.zoned.unwrap_or(Model::HostManaged))? {
+        return Ok(Arc::new(HostStore::open(path, read_only).map_err(in_use)?));
+    }
     if args.zoned == Some(Model::None) {
-        refuse_zoned_device(path)?;
         return Ok(Arc::new(RawStore::open(path, read_only).map_err(in_use)?));
     }
     let options = OpenOptions { read_only, ..OpenOptions::default() };
@@ -324,23 +329,6 @@ pub(crate) fn in_use(error: StoreError) -> anyhow::Error {
             anyhow::anyhow!("{error}; if it is being served, use the socket where it is served instead")
         }
         error => store_error(error),
-    }
-}
-
-/// A zoned device of the host, taken for a disk without zones, would refuse most of what is written.
-fn refuse_zoned_device(path: &Path) -> anyhow::Result<()> {
-    let Ok(file) = fs::metadata(path) else { return Ok(()) };
-    if !file.file_type().is_block_device() {
-        return Ok(());
-    }
-    let (major, minor) = (rustix::fs::major(file.rdev()), rustix::fs::minor(file.rdev()));
-    let model = fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/queue/zoned"));
-    match model.as_deref().map(str::trim) {
-        Ok("host-managed") => Err(wrong_call(format!(
-            "{} is a zoned device of this host, and those can't be used yet; util-linux' blkzone can",
-            path.display()
-        ))),
-        _ => Ok(()),
     }
 }
 

@@ -40,7 +40,7 @@ fn words(dir: &Path, memory_mib: u32, interactive: bool) -> Vec<String> {
     // The log is on ttyS0: on standard output first and later on standard error. Consoles have nothing behind them, but for
     // an interactive guest's.
     let words = format!(
-        "mem={memory_mib}M root=hostfs rootfstype=hostfs rootflags=/ ro init={dir}/init panic=-1 null_blk.nr_devices=0 \
+        "mem={memory_mib}M root=hostfs rootfstype=hostfs rootflags=/ ro init={dir}/init panic=-1 null_blk.nr_devices=0 scsi_debug.add_host=0 \
          uml_dir={dir}/uml/ umid=guest earlyprintk console=ttyS0 ssl=null ssl0=null,fd:2 con=null con0={}",
         if interactive { "fd:0" } else { "null" },
     );
