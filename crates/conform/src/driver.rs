@@ -30,6 +30,7 @@ pub trait Reconnect<T> {
 pub struct DriverLink<H: Hal, T: Transport> {
     device: RawDevice<H, T>,
     queue_depth: u16,
+    shows_features_ok: bool,
     reconnect: Option<Box<dyn Reconnect<T>>>,
 }
 
@@ -46,13 +47,20 @@ impl<H: Hal, T: Transport> DriverLink<H, T> {
         let device = RawDevice::new(transport, queue_depth, wait).map_err(|error| lost(&error, None))?;
         // Before the first start it is what will come of that.
         let queue_depth = queue_depth.min(device_depth).max(1);
-        Ok(Self { device, queue_depth: 1 << queue_depth.ilog2(), reconnect: None })
+        Ok(Self { device, queue_depth: 1 << queue_depth.ilog2(), shows_features_ok: true, reconnect: None })
     }
 
     /// With a way back where the transport is lost.
     #[must_use]
     pub fn reconnecting(mut self, reconnect: impl Reconnect<T> + 'static) -> Self {
         self.reconnect = Some(Box::new(reconnect));
+        self
+    }
+
+    /// Says whether FEATURES_OK is the device's own word over this transport, as it is but for some vhost-user back-ends.
+    #[must_use]
+    pub fn showing_features_ok(mut self, shows: bool) -> Self {
+        self.shows_features_ok = shows;
         self
     }
 
@@ -111,6 +119,10 @@ impl<H: Hal, T: Transport> Link for DriverLink<H, T> {
             )) => Err(LinkError::Unsupported("the configuration space ends before that byte")),
             Err(error) => Err(self.lost(&error)),
         }
+    }
+
+    fn shows_features_ok(&self) -> bool {
+        self.shows_features_ok
     }
 
     fn queue_size(&self) -> u16 {

@@ -30,6 +30,13 @@ pub trait Link {
     /// The device can't be reached. That it refuses the features is no error.
     fn start(&mut self, features: u64) -> Result<Started, LinkError>;
 
+    /// Whether FEATURES_OK is the device's own word. Where it is not, [`Self::start`] tells as much as there is to be seen: a vhost-user
+    /// back-end without the protocol feature STATUS may refuse features, but nothing asks it to, since its front-end keeps
+    /// the status.
+    fn shows_features_ok(&self) -> bool {
+        true
+    }
+
     /// The configuration space; zeros behind the end of one that is shorter.
     ///
     /// # Errors

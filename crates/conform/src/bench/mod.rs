@@ -148,6 +148,11 @@ impl<'a> Bench<'a> {
         Ok(Features::from_bits_retain(self.link.offered()?))
     }
 
+    /// Whether FEATURES_OK is the device's own word.
+    pub(crate) fn shows_features_ok(&self) -> bool {
+        self.link.shows_features_ok()
+    }
+
     /// Starts the device with `features`.
     pub(crate) fn start(&mut self, features: Features) -> Result<Started, Stop> {
         self.session = None;

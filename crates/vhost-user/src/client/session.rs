@@ -108,6 +108,11 @@ impl Session {
         self.queues.len()
     }
 
+    /// Whether the device's status is the device's own word.
+    pub(super) fn shows_status(&self) -> bool {
+        self.link.has(ProtocolFeatures::STATUS)
+    }
+
     /// The queue of an index.
     pub(super) fn queue_mut(&mut self, queue: u16) -> Option<&mut Queue> {
         self.queues.get_mut(usize::from(queue))

@@ -80,6 +80,13 @@ impl VhostUserTransport {
         self.queue_count
     }
 
+    /// Whether the device itself says whether FEATURES_OK stands: protocol feature STATUS. Without, a back-end can only refuse by
+    /// an answer to SET_FEATURES, and many never do: whether features are right is then its front-end's to know.
+    #[must_use]
+    pub fn shows_status(&self) -> bool {
+        self.lock().shows_status()
+    }
+
     /// What tells, from any thread, why the connection was lost.
     #[must_use]
     pub fn monitor(&self) -> Monitor {

@@ -46,8 +46,10 @@ impl Connected {
         let socket = served.as_ref().map_or(args.target.as_path(), |(_, served)| served.socket());
         let mut way = Way::new(socket, args.timeout);
         let transport = way.connect().map_err(|error| unconnected(&name, &error))?;
+        let shows_status = transport.shows_status();
         let link = DriverLink::new(transport, QUEUE_DEPTH, Patience::new(args.timeout))
             .map_err(|error| anyhow::anyhow!("{name}: {error}"))?
+            .showing_features_ok(shows_status)
             .reconnecting(way);
         Ok(Self { link, name, served })
     }
