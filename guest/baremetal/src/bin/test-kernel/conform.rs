@@ -43,7 +43,7 @@ pub(crate) fn options(machine: &Machine) -> Option<RunOptions> {
 pub(crate) fn run(found: Found, options: &RunOptions) -> bool {
     let Found { place, transport } = found;
     let link = transport.and_then(|transport| {
-        Link::new(transport, QUEUE_DEPTH, Patience::new()).map_err(|error| error.to_string())
+        Link::new(transport, QUEUE_DEPTH, Patience::short()).map_err(|error| error.to_string())
     });
     let mut link = match link {
         Ok(link) => link,
