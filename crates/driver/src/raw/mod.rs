@@ -49,6 +49,8 @@ use queue::Queue;
 
 pub use config::CONFIG_LEN_BYTES;
 
+const SECTOR_LEN_BYTES: usize = 512;
+
 /// The most queues that are set up.
 const QUEUES_MAX: u16 = 64;
 
@@ -66,7 +68,7 @@ pub enum Started {
 pub struct Chain {
     /// Into which queue.
     pub queue: u16,
-    /// What the device may read, each piece in a descriptor of its own.
+    /// What the device may read, each piece in a descriptor of its own. One of a sector or more begins at a page.
     pub readable: Vec<Vec<u8>>,
     /// What the device may write, behind that. The device finds there what is in it, and it comes back with what the device
     /// has made of it.

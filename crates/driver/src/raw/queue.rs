@@ -7,13 +7,17 @@ use virtio_drivers::{BufferDirection, Hal};
 use virtio_zbd_spec::{DescriptorFlags, Features};
 use zerocopy::IntoBytes;
 
-use super::Answer;
+use super::{Answer, SECTOR_LEN_BYTES};
 use crate::command::Token;
 use crate::error::{Error, Wrong};
+
 use crate::ring::{Area, DESCRIPTOR_LEN_BYTES, Piece, Split, descriptor};
 
 /// What lies between the pieces: a device that writes too far is seen.
 const GAP_LEN_BYTES: usize = 32;
+/// Where pieces of a sector or more begin, as a block layer's do: what a device does with data at odd addresses is seen where a piece
+/// has something else before its data.
+const DATA_ALIGN_BYTES: usize = 4096;
 const GAP_BYTE: u8 = 0xc5;
 
 /// A queue.
@@ -162,8 +166,12 @@ impl Laid {
     /// `None` where there is no memory for that much.
     fn new(table_len_bytes: usize, readable: &[&[u8]], writable: &[&[u8]]) -> Option<Self> {
         let pieces = || readable.iter().chain(writable);
-        let len = pieces().try_fold(table_len_bytes + GAP_LEN_BYTES, |len, piece| {
-            len.checked_add(piece.len())?.checked_add(GAP_LEN_BYTES)
+        let start = |at: usize, piece: &[u8]| match piece.len() < SECTOR_LEN_BYTES {
+            true => Some(at),
+            false => at.checked_next_multiple_of(DATA_ALIGN_BYTES),
+        };
+        let len = pieces().try_fold(table_len_bytes + GAP_LEN_BYTES, |at, piece| {
+            start(at, piece)?.checked_add(piece.len())?.checked_add(GAP_LEN_BYTES)
         })?;
         // A descriptor's length has 32 bits.
         u32::try_from(len).ok()?;
@@ -173,6 +181,7 @@ impl Laid {
         bytes.resize(table_len_bytes + GAP_LEN_BYTES, GAP_BYTE);
         let mut places: Vec<(usize, usize)> = Vec::new();
         for piece in pieces() {
+            bytes.resize(start(bytes.len(), piece)?, GAP_BYTE);
             places.push((bytes.len(), piece.len()));
             bytes.extend_from_slice(piece);
             bytes.resize(bytes.len() + GAP_LEN_BYTES, GAP_BYTE);
