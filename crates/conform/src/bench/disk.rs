@@ -113,8 +113,8 @@ impl Zoned {
         self.zone_sectors.min(disk.capacity_sectors.saturating_sub(start))
     }
 
-    /// Why no request can be made for such a disk.
-    pub(crate) fn unusable(&self, disk: &Disk) -> Option<String> {
+    /// Why no request of at most `request_max_bytes` can be made for such a disk.
+    pub(crate) fn unusable(&self, disk: &Disk, request_max_bytes: u64) -> Option<String> {
         let granularity = u64::from(self.granularity_bytes);
         if disk.capacity_sectors == 0 {
             Some("the capacity is 0".into())
@@ -124,6 +124,10 @@ impl Zoned {
             Some("zone_sectors is 0 (V6)".into())
         } else if granularity == 0 || !granularity.is_multiple_of(SECTOR_LEN_BYTES) {
             Some(format!("write_granularity is {granularity} (V10)"))
+        } else if granularity > request_max_bytes {
+            Some(format!(
+                "write_granularity is {granularity}, the run sends at most {request_max_bytes} bytes"
+            ))
         } else {
             None
         }

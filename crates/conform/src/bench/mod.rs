@@ -204,8 +204,16 @@ impl<'a> Bench<'a> {
     /// The same with numbers that one can work with; all zones of a disk that can be written are empty the first time.
     pub(crate) fn zones(&mut self) -> Result<(Disk, Zoned), Stop> {
         let (disk, zoned) = self.zoned()?;
-        if let Some(what) = zoned.unusable(&disk) {
+        if let Some(what) = zoned.unusable(&disk, self.options.request_max_bytes as u64) {
             return skip(format!("nothing can be done with the configuration: {what}"));
+        }
+        if self.survey.is_none() {
+            let left_out = self.exchanges_left_out;
+            let exchanges = core::mem::take(&mut self.exchanges);
+            let survey = self.take_survey(&disk, &zoned);
+            self.exchanges = exchanges;
+            self.exchanges_left_out = left_out;
+            self.survey = Some(survey?);
         }
         if !self.wiped && !disk.read_only {
             self.keep_quiet(Self::wipe);

@@ -62,22 +62,24 @@ pub(crate) enum Fault {
 }
 
 impl Bench<'_> {
-    /// What the disk's zones are like, after all were reset.
+    /// What the disk's zones are like.
     pub(crate) fn survey(&mut self) -> Result<&Survey, Stop> {
-        let (disk, zoned) = self.zones()?;
-        if self.survey.is_none() {
-            let mut survey = Survey::default();
-            let limit = usize::try_from(self.options.limit_max_zones).unwrap_or(REMEMBERED);
-            self.walk(&disk, &zoned, &mut |zone, seen, wrong| {
-                survey.take(zone, seen, limit.saturating_add(REMEMBERED));
-                for (fault, text) in wrong {
-                    survey.faults.entry(fault).or_insert(text);
-                }
-            })
-            .map(|end| survey.end(end, &disk, &zoned))?;
-            self.survey = Some(survey);
-        }
+        self.zones()?;
         self.survey.as_ref().map_or_else(|| Err(Stop::Unready("no survey".into())), Ok)
+    }
+
+    /// Looks at all zones as the run finds them.
+    pub(super) fn take_survey(&mut self, disk: &Disk, zoned: &Zoned) -> Result<Survey, Stop> {
+        let mut survey = Survey::default();
+        let limit = usize::try_from(self.options.limit_max_zones).unwrap_or(REMEMBERED);
+        let end = self.walk(disk, zoned, &mut |zone, seen, wrong| {
+            survey.take(zone, seen, limit.saturating_add(REMEMBERED));
+            for (fault, text) in wrong {
+                survey.faults.entry(fault).or_insert(text);
+            }
+        })?;
+        survey.end(end, disk, zoned);
+        Ok(survey)
     }
 
     /// Fails if the report has this fault.

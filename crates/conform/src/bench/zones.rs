@@ -246,7 +246,7 @@ impl Bench<'_> {
     /// Brings a zone into a state, with two granules of data where it is not EMPTY. Returns the data.
     pub(crate) fn bring(&mut self, zone: &Zone, state: ZoneState) -> Result<Vec<u8>, Stop> {
         let granule = self.writable()?.1.granule();
-        self.prepare(&Request::reset(zone.start))?;
+        self.make_empty(zone)?;
         if state == ZoneState::Empty {
             return Ok(Vec::new());
         }
@@ -266,9 +266,17 @@ impl Bench<'_> {
 
     /// Brings a zone into EOPEN with nothing written.
     pub(crate) fn bring_open(&mut self, zone: &Zone) -> Verdict {
-        self.prepare(&Request::reset(zone.start))?;
+        self.make_empty(zone)?;
         self.prepare(&Request::open(zone.start))?;
         self.stands(zone, ZoneState::ExplicitOpen)
+    }
+
+    /// Resets a zone that is not empty.
+    fn make_empty(&mut self, zone: &Zone) -> Verdict {
+        if !self.see(zone)?.is(ZoneState::Empty) {
+            self.prepare(&Request::reset(zone.start))?;
+        }
+        Ok(())
     }
 
     /// Writes to an empty zone until `left` sectors of its capacity are left. Returns the data of the last granule.
@@ -276,7 +284,7 @@ impl Bench<'_> {
         let granule = self.writable()?.1.granule();
         let max = self.write_max_sectors(granule);
         let end = zone.capacity_end().saturating_sub(left);
-        self.prepare(&Request::reset(zone.start))?;
+        self.make_empty(zone)?;
         let mut next = zone.start;
         let mut data = Vec::new();
         while next < end {
@@ -363,10 +371,10 @@ impl Bench<'_> {
             let sectors = chunk.len() as u64 / SECTOR_LEN_BYTES;
             let reply = self.ok(&Request::read(next, sectors))?;
             if let Some(index) = (0..chunk.len()).find(|&index| reply.data.get(index) != chunk.get(index)) {
-                let at = next + index as u64 / SECTOR_LEN_BYTES;
+                let at = next.saturating_add(index as u64 / SECTOR_LEN_BYTES);
                 return self.fail("the data that was written", format!("other data in sector {at}"));
             }
-            next += sectors;
+            next = next.saturating_add(sectors);
         }
         Ok(())
     }

@@ -84,6 +84,7 @@ pub(super) const CASES: &[Case] = &[
         at_once(bench, 3, false, |_| 1)
     }),
     Case::required("V23-i", "appends to one zone over all queues", TELLS_WHERE, |bench| {
+        bench.writable()?;
         if bench.queue_count() < 2 {
             return skip("there is one queue");
         }
@@ -131,7 +132,13 @@ pub(super) const CASES: &[Case] = &[
         "ZONE_APPEND to an EOPEN zone leaves it EOPEN",
         "With every write the write pointer moves by the number of sectors written; OPEN is undone by CLOSE, FINISH, RESET \
          and a full zone only (5.2.6).",
-        |bench| appended(bench, ZoneState::ExplicitOpen, ZoneState::ExplicitOpen),
+        |bench| {
+            let zone = appendable(bench, 3)?;
+            bench.bring_open(&zone)?;
+            let data = bench.granule()?;
+            append_at(bench, &zone, zone.start, &data)?;
+            bench.is(&zone, ZoneState::ExplicitOpen, zone.start + sectors(&data))
+        },
     ),
 ];
 

@@ -34,6 +34,36 @@ const THEMES: &[&[Case]] = &[
 static CASES: [Case; count()] = sorted();
 
 /// All cases, sorted by rule: V, then S, R and G, each by number and letter.
+///
+/// V1 to V32 are the device's rules, R what the driver's rules ask of the device, G1 to G6 where the specification is
+/// silent, as numbered in virtio-zbd's documentation. G7 are chains that are no requests. S are other sentences of the
+/// specification (5.2 and 2 of virtio 1.3):
+///
+/// | | |
+/// |---|---|
+/// | S1 | padding of the configuration |
+/// | S2 | the configuration's length, and that its zoned part is read-only |
+/// | S3 | the number of queues |
+/// | S4 | which features may be accepted |
+/// | S5 | FLUSH and CONFIG_WCE |
+/// | S6 | requests that find nothing to do |
+/// | S7 | zone types and states that a report may show |
+/// | S8 | how many zones a report has |
+/// | S9 | write pointers in a report |
+/// | S10 | capacities of zones |
+/// | S11 | how resources are counted |
+/// | S12 | conventional zones |
+/// | S13 | sequential write preferred zones |
+/// | S14 | reading what is written |
+/// | S15 | any framing |
+/// | S16 | the status byte, the in-header and the used length |
+/// | S17 | requests that every block device has |
+/// | S18 | read-only disks |
+/// | S19 | how writes move the write pointer |
+/// | S20 | how zones become full |
+/// | S21 | requests past the disk |
+/// | S22 | zones and sectors at the disk's edges |
+/// | S23 | what outlives a reset of the device |
 #[must_use]
 pub fn cases() -> &'static [Case] {
     &CASES

@@ -10,8 +10,8 @@ use crate::case::Case;
 
 pub(super) const CASES: &[Case] = &[
     Case::required("S14-a", "reading what is written, in every state", AT_RANDOM, |bench| {
+        let zone = bench.sequential(3)?;
         for state in [ZoneState::ImplicitOpen, ZoneState::ExplicitOpen, ZoneState::Closed, ZoneState::Full] {
-            let zone = bench.sequential(3)?;
             let data = bench.bring(&zone, state)?;
             bench.holds(zone.start, &data)?;
         }
