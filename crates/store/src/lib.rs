@@ -28,6 +28,7 @@ mod inject;
 mod lane;
 mod lock;
 mod medium;
+mod parts;
 mod ram;
 mod raw;
 pub mod record;

@@ -35,7 +35,8 @@ fn len_bytes(path: &Path) -> u64 {
 
 /// An image with a block in zones 3 and 7, and where its data begins in the file.
 fn image(path: &Path) -> (ImageStore, u64) {
-    ImageStore::create(path, geometry(), CreateOptions { overwrite: true }).unwrap();
+    ImageStore::create(path, geometry(), CreateOptions { overwrite: true, ..CreateOptions::default() })
+        .unwrap();
     let store = ImageStore::open(path, OpenOptions::default()).unwrap();
     let mut lane = store.open_lane(EngineChoice::Sync).unwrap();
     for zone in [3, 7] {

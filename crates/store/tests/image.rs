@@ -296,7 +296,7 @@ fn an_image_is_written_by_one_and_read_by_many() {
         in_use(ImageStore::open(&image.path, options(false)));
         in_use(ImageStore::open(&image.path, options(true)));
         assert!(matches!(ImageStore::inspect(&image.path), Err(StoreError::InUse { .. })));
-        let overwrite = CreateOptions { overwrite: true };
+        let overwrite = CreateOptions { overwrite: true, ..CreateOptions::default() };
         assert!(matches!(
             ImageStore::create(&image.path, geometry(), overwrite),
             Err(StoreError::InUse { .. })
@@ -351,7 +351,9 @@ fn creating_refuses_what_exists_and_leaves_nothing_behind() {
         names
     };
     let path = directory.path().join("disk.zbd");
-    let create = |geometry, overwrite| ImageStore::create(&path, geometry, CreateOptions { overwrite });
+    let create = |geometry, overwrite| {
+        ImageStore::create(&path, geometry, CreateOptions { overwrite, ..CreateOptions::default() })
+    };
     fs::write(&path, "something dear").unwrap();
     assert!(matches!(create(geometry(), false), Err(StoreError::Exists { .. })));
     assert_eq!(fs::read(&path).unwrap(), b"something dear");
@@ -380,7 +382,14 @@ fn creating_refuses_what_exists_and_leaves_nothing_behind() {
     assert_eq!(names(), ["disk.zbd"]);
     fs::remove_file(&path).unwrap();
     assert!(create(long(1 << 53), false).is_err());
-    assert!(ImageStore::create(Path::new("/"), geometry(), CreateOptions { overwrite: true }).is_err());
+    assert!(
+        ImageStore::create(
+            Path::new("/"),
+            geometry(),
+            CreateOptions { overwrite: true, ..CreateOptions::default() }
+        )
+        .is_err()
+    );
     assert!(
         ImageStore::create(&directory.path().join("no/such"), geometry(), CreateOptions::default()).is_err()
     );

@@ -43,7 +43,8 @@ fn aware() -> Geometry {
 }
 
 fn make(path: &Path, geometry: &Geometry) {
-    ImageStore::create(path, geometry.clone(), CreateOptions { overwrite: true }).unwrap();
+    ImageStore::create(path, geometry.clone(), CreateOptions { overwrite: true, ..CreateOptions::default() })
+        .unwrap();
 }
 
 fn open(path: &Path) -> Result<ImageStore, StoreError> {

@@ -15,7 +15,11 @@ pub(crate) fn run(args: &CreateArgs) -> anyhow::Result<()> {
     match args.zoned {
         Zoned::HostManaged => {
             let geometry = geometry::of(args.size, &args.geometry)?;
-            ImageStore::create(&args.path, geometry, CreateOptions { overwrite: args.force })?;
+            ImageStore::create(
+                &args.path,
+                geometry,
+                CreateOptions { overwrite: args.force, ..CreateOptions::default() },
+            )?;
         }
         Zoned::None => {
             geometry::refuse(&args.geometry, "--zoned none")?;

@@ -10,13 +10,13 @@ use virtio_zbd_zones::{Condition, Geometry, SECTOR_LEN_BYTES, ZoneState};
 
 use super::fault::ZoneRanges;
 use super::format::Layout;
+use super::live::LiveArea;
 use super::pages::{PageBook, checked_state, count_active, is_active};
-use super::{Book, Halt, ImageStore};
+use super::{Book, Halt, ImageStore, Shape};
 use crate::error::StoreError;
 use crate::inject::Operation;
 use crate::medium::{Medium, clear};
 use crate::store::{Commit, CommitOutcome};
-use crate::words::LiveWords;
 
 /// New content for some pages: the states of their zones, in words.
 pub(super) type Changes = BTreeMap<u32, Vec<u64>>;
@@ -57,16 +57,18 @@ impl ImageStore {
     /// about it: where data is missing that the commit speaks of, it fails. Where the pages are missing, or the
     /// live area, nothing is left to commit, now and later; and nothing is written, because that would make the
     /// file longer again and the loss unseen.
-    fn check_whole(&self, book: &mut Book, live: &LiveWords, work: &Commit<'_>) -> Result<(), StoreError> {
+    fn check_whole(&self, book: &mut Book, live: &LiveArea, work: &Commit<'_>) -> Result<(), StoreError> {
+        let shape = self.shape();
+        let Shape { geometry, layout } = &*shape;
         let found_bytes =
             self.medium.len_bytes().map_err(StoreError::io(self.name(), "finding the file's length"))?;
-        if live.is_lost() || found_bytes < self.layout.live.end {
+        if live.is_lost() || found_bytes < layout.live.end {
             let error = Halt::LiveLost.error(self.name());
             log::error!("{error}");
             book.halt = Some(Halt::LiveLost);
             return Err(error);
         }
-        let expected_bytes = self.layout.data.end;
+        let expected_bytes = layout.data.end;
         if found_bytes >= expected_bytes {
             return Ok(());
         }
@@ -81,14 +83,14 @@ impl ImageStore {
                 Condition::ReadOnly => work.flush,
                 _ => work.flush || work.finished.contains(&zone),
             };
-            let bytes = self.layout.zone_bytes(&self.geometry, zone);
+            let bytes = layout.zone_bytes(geometry, zone);
             let end = match state.condition {
                 Condition::NotWp => bytes.end,
                 _ => bytes.start + u64::from(state.wp_sectors) * u64::from(SECTOR_LEN_BYTES),
             };
             said.then_some(end)
         };
-        let lost: Vec<u32> = (0..self.geometry.zone_count())
+        let lost: Vec<u32> = (0..geometry.zone_count())
             .filter(|&zone| claimed(zone).is_some_and(|end| end > found_bytes))
             .collect();
         if lost.is_empty() {
@@ -99,7 +101,7 @@ impl ImageStore {
         Err(StoreError::CutOff { name: self.name(), expected_bytes, found_bytes, lost })
     }
 
-    fn make_durable(&self, book: &mut Book, live: &LiveWords, work: &Commit<'_>) -> Result<(), StoreError> {
+    fn make_durable(&self, book: &mut Book, live: &LiveArea, work: &Commit<'_>) -> Result<(), StoreError> {
         self.check_named(live, work)?;
         let taken = if work.flush { self.dirty.take() } else { Vec::new() };
         let result = self.write_states(book, live, work, &taken);
@@ -114,10 +116,12 @@ impl ImageStore {
     fn write_states(
         &self,
         book: &mut Book,
-        live: &LiveWords,
+        live: &LiveArea,
         work: &Commit<'_>,
         taken: &[u32],
     ) -> Result<(), StoreError> {
+        let shape = self.shape();
+        let Shape { geometry, layout } = &*shape;
         let mut changes = self.snapshot(&book.pages, live, work, taken)?;
         if (work.flush || !work.finished.is_empty())
             && let Err(error) =
@@ -125,8 +129,8 @@ impl ImageStore {
         {
             return Err(self.sync_failed(book, error));
         }
-        changes.retain(|&page, states| book.pages.needs_write(&self.layout, page, states));
-        write_pages(&mut book.pages, &*self.medium, &self.geometry, &self.layout, changes).map_err(
+        changes.retain(|&page, states| book.pages.needs_write(layout, page, states));
+        write_pages(&mut book.pages, &*self.medium, geometry, layout, changes).map_err(
             |failure| match failure {
                 PageFailure::Write(error) => StoreError::io(self.name(), "writing zone states")(error),
                 PageFailure::Sync(error) => self.sync_failed(book, error),
@@ -140,6 +144,8 @@ impl ImageStore {
     /// early, by a kill or by a power cut of the real kind, there is a good image: up to the superblock the one that was,
     /// which a kill leaves by its live area and a power cut by its pages, old or new.
     pub(super) fn leave_as_cut(&self, book: &mut Book, states: &[ZoneState]) -> Result<(), StoreError> {
+        let shape = self.shape();
+        let Shape { geometry, layout } = &*shape;
         let name = || self.name();
         if self.live().is_none() {
             return Err(StoreError::ReadOnly { name: name() });
@@ -148,26 +154,26 @@ impl ImageStore {
             return Err(halt.error(name()));
         }
         self.writes_end.store(true, Ordering::SeqCst);
-        let zone_count = self.geometry.zone_count();
+        let zone_count = geometry.zone_count();
         if u32::try_from(states.len()) != Ok(zone_count) {
             let zone = u32::try_from(states.len()).unwrap_or(u32::MAX);
             return Err(StoreError::NoSuchZone { name: name(), zone, zone_count });
         }
         let mut changes = Changes::new();
         for (zone, state) in (0..).zip(states) {
-            let state = state.after_restart(&self.geometry, zone).to_bits();
-            let checked = checked_state(&self.geometry, zone, state, "given states", 8 * u64::from(zone));
+            let state = state.after_restart(geometry, zone).to_bits();
+            let checked = checked_state(geometry, zone, state, "given states", 8 * u64::from(zone));
             checked.map_err(|fault| StoreError::Image { name: name(), fault })?;
             changes.entry(Layout::page_of(zone)).or_default().push(state);
         }
         self.medium.sync_data().map_err(|error| self.sync_failed(book, error))?;
-        changes.retain(|&page, states| book.pages.needs_write(&self.layout, page, states));
-        write_pages(&mut book.pages, &*self.medium, &self.geometry, &self.layout, changes).map_err(
-            |failure| match failure {
+        changes.retain(|&page, states| book.pages.needs_write(layout, page, states));
+        write_pages(&mut book.pages, &*self.medium, geometry, layout, changes).map_err(|failure| {
+            match failure {
                 PageFailure::Write(error) => StoreError::io(name(), "writing zone states")(error),
                 PageFailure::Sync(error) => self.sync_failed(book, error),
-            },
-        )?;
+            }
+        })?;
         let no_boot = *Uuid::new_v4().as_bytes();
         book.superblocks
             .write(&*self.medium, |superblock| superblock.live_boot_id = no_boot)
@@ -181,20 +187,22 @@ impl ImageStore {
     fn snapshot(
         &self,
         pages: &PageBook,
-        live: &LiveWords,
+        live: &LiveArea,
         work: &Commit<'_>,
         taken: &[u32],
     ) -> Result<Changes, StoreError> {
+        let shape = self.shape();
+        let Shape { geometry, layout } = &*shape;
         let mut changes = Changes::new();
         for &page in taken {
-            let states = self.layout.page_zones(page).map(|zone| self.live_bits(live, zone));
+            let states = layout.page_zones(page).map(|zone| self.live_bits(&shape, live, zone));
             changes.insert(page, states.collect::<Result<_, _>>()?);
         }
         for &zone in work.finished.iter().chain(work.reset) {
-            let bits = self.live_bits(live, zone)?;
-            self.set(&mut changes, pages, zone, bits);
+            let bits = self.live_bits(&shape, live, zone)?;
+            set(layout, &mut changes, pages, zone, bits);
         }
-        if work.flush && self.geometry.max_active_zones() != 0 {
+        if work.flush && geometry.max_active_zones() != 0 {
             self.drop_overtaken(&mut changes, pages, live)?;
         }
         Ok(changes)
@@ -212,49 +220,42 @@ impl ImageStore {
         &self,
         changes: &mut Changes,
         pages: &PageBook,
-        live: &LiveWords,
+        live: &LiveArea,
     ) -> Result<(), StoreError> {
+        let shape = self.shape();
+        let Shape { layout, .. } = &*shape;
         let mut looked_at: Vec<u32> = changes.keys().copied().collect();
         looked_at.extend(self.dirty.peek());
         for page in looked_at {
-            let zones = self.layout.page_zones(page);
-            let states = changes.get(&page).map_or(pages.shadow_of(&self.layout, page), Vec::as_slice);
+            let zones = layout.page_zones(page);
+            let states = changes.get(&page).map_or(pages.shadow_of(layout, page), Vec::as_slice);
             let active: Vec<u32> =
                 zones.zip(states).filter(|(_, bits)| is_active(**bits)).map(|(zone, _)| zone).collect();
             for zone in active {
-                let bits = self.live_bits(live, zone)?;
+                let bits = self.live_bits(&shape, live, zone)?;
                 if !is_active(bits) {
-                    self.set(changes, pages, zone, bits);
+                    set(layout, changes, pages, zone, bits);
                 }
             }
         }
         Ok(())
     }
 
-    /// Puts one zone's state into the changes, its page's others from the shadow if the page is new there.
-    fn set(&self, changes: &mut Changes, pages: &PageBook, zone: u32, bits: u64) {
-        let page = Layout::page_of(zone);
-        let states = changes.entry(page).or_insert_with(|| pages.shadow_of(&self.layout, page).to_vec());
-        let within = zone.saturating_sub(self.layout.page_zones(page).start);
-        if let Some(entry) = usize::try_from(within).ok().and_then(|index| states.get_mut(index)) {
-            *entry = bits;
-        }
-    }
-
     /// The live state of a zone, as a restart shall find it.
-    fn live_bits(&self, live: &LiveWords, zone: u32) -> Result<u64, StoreError> {
+    fn live_bits(&self, shape: &Shape, live: &LiveArea, zone: u32) -> Result<u64, StoreError> {
+        let Shape { geometry, layout } = shape;
         let bits = live.load(usize::try_from(zone).unwrap_or(usize::MAX)).unwrap_or(u64::MAX);
-        let offset_bytes = self.layout.live.start + 8 * u64::from(zone);
+        let offset_bytes = layout.live.start + 8 * u64::from(zone);
         // Only `publish` writes there. But the file can be written by others, and what goes into a page must
         // be right.
-        let state = checked_state(&self.geometry, zone, bits, "live area", offset_bytes)
+        let state = checked_state(geometry, zone, bits, "live area", offset_bytes)
             .map_err(|fault| StoreError::Image { name: self.name(), fault })?;
-        Ok(state.after_restart(&self.geometry, zone).to_bits())
+        Ok(state.after_restart(geometry, zone).to_bits())
     }
 
     /// The named zones exist, and those to be reset are empty: their data will go.
-    fn check_named(&self, live: &LiveWords, work: &Commit<'_>) -> Result<(), StoreError> {
-        let zone_count = self.geometry.zone_count();
+    fn check_named(&self, live: &LiveArea, work: &Commit<'_>) -> Result<(), StoreError> {
+        let zone_count = self.shape().geometry.zone_count();
         for &zone in work.finished.iter().chain(work.reset) {
             if zone >= zone_count {
                 return Err(StoreError::NoSuchZone { name: self.name(), zone, zone_count });
@@ -272,12 +273,14 @@ impl ImageStore {
     /// Removes the data of reset zones. Where that fails the zone is named, and as long as it is not made up for
     /// the image will not be marked as clean, so that whoever opens it next tries again.
     fn punch(&self, book: &mut Book, reset: &[u32]) -> Vec<(u32, StoreError)> {
-        let bytes = |zone| self.layout.zone_bytes(&self.geometry, zone);
+        let shape = self.shape();
+        let Shape { geometry, layout } = &*shape;
+        let bytes = |zone| layout.zone_bytes(geometry, zone);
         let failure =
             |zone, error| (zone, StoreError::io(self.name(), "removing a reset zone's data")(error));
         let (mut failures, mut reset) = (Vec::new(), reset.to_vec());
         reset.retain(|&zone| {
-            let base = self.layout.data.start;
+            let base = layout.data.start;
             let range = bytes(zone).start - base..bytes(zone).end - base;
             let Err(error) = self.faults.check(Operation::Reset, range) else { return true };
             book.unswept.insert(zone);
@@ -304,7 +307,7 @@ impl ImageStore {
     /// A sync has failed. What was written since the last one may be on the medium, or gone, and Linux will
     /// not say so twice: nothing can be promised until the image is opened again. That opening must not
     /// believe the live area, because the data that it speaks of may be gone, so the superblock is marked.
-    fn sync_failed(&self, book: &mut Book, error: io::Error) -> StoreError {
+    pub(super) fn sync_failed(&self, book: &mut Book, error: io::Error) -> StoreError {
         let name = self.name();
         log::error!("{name}: a sync failed ({error}); the image will go back to the last successful flush");
         book.superblocks.mark_in_doubt(&*self.medium);
@@ -361,6 +364,16 @@ pub(super) fn write_pages(
         }
     }
     Ok(())
+}
+
+/// Puts one zone's state into the changes, its page's others from the shadow if the page is new there.
+fn set(layout: &Layout, changes: &mut Changes, pages: &PageBook, zone: u32, bits: u64) {
+    let page = Layout::page_of(zone);
+    let states = changes.entry(page).or_insert_with(|| pages.shadow_of(layout, page).to_vec());
+    let within = zone.saturating_sub(layout.page_zones(page).start);
+    if let Some(entry) = usize::try_from(within).ok().and_then(|index| states.get_mut(index)) {
+        *entry = bits;
+    }
 }
 
 /// The zones in ascending order, neighbours joined.

@@ -25,7 +25,13 @@ use crate::medium::{FileMedium, Medium};
 pub struct CreateOptions {
     /// An existing regular file may be replaced, if nobody uses it.
     pub overwrite: bool,
+    /// How long the disk may become one day, in sectors: the states of that many zones find room in the file. `None`: eight times
+    /// as long as it is. It costs no space of the host.
+    pub grow_to_sectors: Option<u64>,
 }
+
+/// How many times as long as it is made a disk may become where nothing else is said.
+const GROWTH: u32 = 8;
 
 pub(super) fn create(
     path: &Path,
@@ -40,7 +46,7 @@ pub(super) fn create(
     lock::lock(&unfinished.file, &name, false)?;
     let file = unfinished.file.try_clone().map_err(io("making the file"))?;
     let medium = Arc::new(FileMedium::new(file, path));
-    create_on(&*medium, &geometry)?;
+    create_on(&*medium, &geometry, options)?;
     let info = ImageStore::open_on(medium, OpenOptions { read_only: true, boot_id: None })?.info()?;
     unfinished.file.sync_all().map_err(io("bringing the new file to the medium"))?;
     unfinished.take_name(path, replaced.is_some()).map_err(|error| match error.kind() {
@@ -59,10 +65,19 @@ pub(super) fn create(
 }
 
 /// Writes a new image, closed cleanly, to an empty medium.
-pub(super) fn create_on(medium: &dyn Medium, geometry: &Geometry) -> Result<(), StoreError> {
+pub(super) fn create_on(
+    medium: &dyn Medium,
+    geometry: &Geometry,
+    options: CreateOptions,
+) -> Result<(), StoreError> {
     let name = medium.name();
     let io = |what| StoreError::io(name, what);
-    let layout = Layout::new(geometry).ok_or_else(|| {
+    let room_zones = match options.grow_to_sectors {
+        Some(sectors) => sectors.div_ceil(geometry.config().zone_sectors.into()),
+        None => u64::from(geometry.zone_count()) * u64::from(GROWTH),
+    };
+    let room_zones = u32::try_from(room_zones).unwrap_or(u32::MAX).min(Geometry::MAX_ZONES);
+    let layout = Layout::new(geometry, room_zones).ok_or_else(|| {
         let fault = ImageFault::TooLong { capacity_sectors: geometry.capacity_sectors() };
         StoreError::Image { name: name.to_owned(), fault }
     })?;

@@ -17,6 +17,9 @@ pub(crate) const BLOCK_LEN_BYTES: u64 = 4096;
 /// Where the two superblock copies are.
 pub(crate) const SUPERBLOCK_OFFSETS_BYTES: [u64; 2] = [0, BLOCK_LEN_BYTES];
 
+/// Where the other areas may begin.
+pub(crate) const SUPERBLOCKS_END_BYTES: u64 = 2 * BLOCK_LEN_BYTES;
+
 /// The first bytes of both superblock copies.
 pub(crate) const MAGIC: [u8; 8] = *b"VZBDIMG\x1a";
 
@@ -51,8 +54,12 @@ pub(crate) const BOOT_ID_IN_DOUBT: [u8; 16] = [0xff; 16];
 /// The incompat feature of an image whose zones are not all said by `conventional_zones` and `zone_capacity_sectors`: the layout counts.
 pub(crate) const FEATURE_LAYOUT: u64 = 1 << 0;
 
+/// Incompat: the zone-state pages lie behind the live area, where they went when the image grew. Who does not know it expects them before
+/// it.
+pub(crate) const FEATURE_PAGES_BEHIND: u64 = 1 << 1;
+
 /// The incompat features that this code knows.
-pub(crate) const FEATURES_INCOMPAT: u64 = FEATURE_LAYOUT;
+pub(crate) const FEATURES_INCOMPAT: u64 = FEATURE_LAYOUT | FEATURE_PAGES_BEHIND;
 
 /// The most runs that a layout may have in an image, those of its head and of its cycle together.
 pub(crate) const LAYOUT_RUNS_MAX: usize = 256;
@@ -306,6 +313,25 @@ impl Superblock {
         self.as_bytes()
     }
 
+    /// The disk becomes another one, in other places.
+    pub(crate) fn set_shape(&mut self, geometry: &Geometry, layout: &Layout) {
+        let len = |range: &Range<u64>| U64::new(range.end - range.start);
+        let behind = if layout.pages.start > layout.live.start { FEATURE_PAGES_BEHIND } else { 0 };
+        self.features_incompat = (self.features_incompat.get() & !FEATURE_PAGES_BEHIND | behind).into();
+        let config = geometry.config();
+        self.capacity_sectors = config.capacity_sectors.into();
+        // A disk with a layout of its own may go on with conventional zones.
+        self.conventional_zones = config.conventional_zones.into();
+        self.zone_capacity_sectors = config.zone_capacity_sectors.into();
+        self.zone_count = geometry.zone_count().into();
+        self.pages_offset_bytes = layout.pages.start.into();
+        self.pages_len_bytes = len(&layout.pages);
+        self.live_offset_bytes = layout.live.start.into();
+        self.live_len_bytes = len(&layout.live);
+        self.data_offset_bytes = layout.data.start.into();
+        self.data_len_bytes = len(&layout.data);
+    }
+
     /// The disk's shape. The features are known.
     ///
     /// # Errors
@@ -448,15 +474,20 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// The layout of a new image; `None` if its file would be longer than a file can be.
-    pub(crate) fn new(geometry: &Geometry) -> Option<Self> {
+    /// The layout of a new image with room for the states of `room_zones` zones, in as many steps of growth as may be; `None` if its file
+    /// would be longer than a file can be.
+    pub(crate) fn new(geometry: &Geometry, room_zones: u32) -> Option<Self> {
         let zone_count = geometry.zone_count();
-        let page_count = page_count(zone_count);
-        let pages_start = SUPERBLOCK_OFFSETS_BYTES[1] + BLOCK_LEN_BYTES;
+        let page_count = page_count_of(zone_count);
+        let pages_start = SUPERBLOCKS_END_BYTES;
         let pages = pages_start..pages_start + pages_len_bytes(page_count);
         let live_start = pages.end.next_multiple_of(LIVE_ALIGN_BYTES);
         let live = live_start..live_start + live_len_bytes(zone_count);
-        let data_start = live.end.next_multiple_of(DATA_ALIGN_BYTES);
+        // The live area grows where it is. The pages move: the old ones must stay until the new ones count.
+        let most_zones = room_zones.max(zone_count);
+        let moves = if most_zones > zone_count { 2 * pages_len_bytes(page_count_of(most_zones)) } else { 0 };
+        let room_end = live_start + live_len_bytes(most_zones) + moves;
+        let data_start = room_end.next_multiple_of(DATA_ALIGN_BYTES);
         let data_len = geometry.capacity_sectors().checked_mul(SECTOR_LEN_BYTES.into())?;
         let data = data_start..data_start.checked_add(data_len)?;
         i64::try_from(data.end).ok()?;
@@ -485,7 +516,7 @@ impl Layout {
             pages: area(superblock.pages_offset_bytes, superblock.pages_len_bytes),
             live: area(superblock.live_offset_bytes, superblock.live_len_bytes),
             data,
-            page_count: page_count(zone_count),
+            page_count: page_count_of(zone_count),
             zone_count,
         })
     }
@@ -494,7 +525,7 @@ impl Layout {
     pub(crate) fn faults(superblock: &Superblock, geometry: &Geometry) -> Vec<ImageFault> {
         let zone_count = geometry.zone_count();
         let data_len = geometry.capacity_sectors().checked_mul(SECTOR_LEN_BYTES.into());
-        let pages_len = pages_len_bytes(page_count(zone_count));
+        let pages_len = pages_len_bytes(page_count_of(zone_count));
         let mut faults = Vec::new();
         for (what, expected, found) in [
             ("the number of zones", zone_count.into(), superblock.zone_count.get().into()),
@@ -516,12 +547,16 @@ impl Layout {
                 faults.push(ImageFault::Value { what, expected, found });
             }
         }
-        let mut end_bytes = SUPERBLOCK_OFFSETS_BYTES[1] + BLOCK_LEN_BYTES;
-        for (what, offset, len, align_bytes) in [
+        let mut end_bytes = SUPERBLOCKS_END_BYTES;
+        let mut areas = [
             ("zone-state area", superblock.pages_offset_bytes, superblock.pages_len_bytes, BLOCK_LEN_BYTES),
             ("live area", superblock.live_offset_bytes, superblock.live_len_bytes, LIVE_ALIGN_BYTES),
             ("data area", superblock.data_offset_bytes, superblock.data_len_bytes, DATA_ALIGN_BYTES),
-        ] {
+        ];
+        if superblock.features_incompat.get() & FEATURE_PAGES_BEHIND != 0 {
+            areas.swap(0, 1);
+        }
+        for (what, offset, len, align_bytes) in areas {
             let start = offset.get();
             let end = start.checked_add(len.get()).filter(|&end| i64::try_from(end).is_ok());
             match end {
@@ -535,6 +570,22 @@ impl Layout {
             }
         }
         faults
+    }
+
+    /// The layout of the same image with another disk in it: its pages at `pages_start`, everything else where it is.
+    pub(crate) fn grown(&self, geometry: &Geometry, pages_start: u64) -> Option<Self> {
+        let zone_count = geometry.zone_count();
+        let page_count = page_count_of(zone_count);
+        let data_len = geometry.capacity_sectors().checked_mul(SECTOR_LEN_BYTES.into())?;
+        let data_end = self.data.start.checked_add(data_len)?;
+        i64::try_from(data_end).ok()?;
+        Some(Self {
+            pages: pages_start..pages_start + pages_len_bytes(page_count),
+            live: self.live.start..self.live.start + live_len_bytes(zone_count),
+            data: self.data.start..data_end,
+            page_count,
+            zone_count,
+        })
     }
 
     /// Where slot `slot` (0 or 1) of a page is.
@@ -562,15 +613,16 @@ impl Layout {
     }
 }
 
-fn page_count(zone_count: u32) -> u32 {
+pub(crate) fn page_count_of(zone_count: u32) -> u32 {
     zone_count.div_ceil(PAGE_ZONES)
 }
 
-fn pages_len_bytes(page_count: u32) -> u64 {
+/// Length of the zone-state area.
+pub(crate) fn pages_len_bytes(page_count: u32) -> u64 {
     u64::from(page_count) * BLOCK_LEN_BYTES * 2
 }
 
 /// Whole blocks, so that nothing else shares a memory page with a live word.
-fn live_len_bytes(zone_count: u32) -> u64 {
+pub(crate) fn live_len_bytes(zone_count: u32) -> u64 {
     (u64::from(zone_count) * 8).next_multiple_of(LIVE_ALIGN_BYTES)
 }

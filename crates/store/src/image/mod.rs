@@ -2,7 +2,7 @@
 //!
 //! The bytes are described in `docs/format.md`. How the modules share the work: `format` knows the bytes,
 //! `superblock` and `pages` the two things that are kept twice, `recover` opens, `commit` makes durable,
-//! `create` makes new images.
+//! `create` makes new images, `grow` makes them longer and `room` finds the place for that.
 
 mod check;
 mod commit;
@@ -10,15 +10,18 @@ mod create;
 mod dirty;
 mod fault;
 mod format;
+mod grow;
+mod live;
 mod pages;
 mod recover;
+mod room;
 mod superblock;
 
 use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use uuid::Uuid;
 use virtio_zbd_zones::{Condition, Geometry, ZoneState};
@@ -29,7 +32,6 @@ use crate::lane::{EngineChoice, Lane, Target};
 use crate::lock::{self, FileKind};
 use crate::medium::{FileMedium, Medium};
 use crate::store::{Commit, CommitOutcome, Identity, Store};
-use crate::words::LiveWords;
 pub use check::{
     CheckOptions, CheckReport, CheckedImage, Finding, FindingKind, NextOpening, Omitted, Opens, Remedy,
     Repaired, Severity, UndoFault, ZoneCounts,
@@ -38,6 +40,7 @@ pub use create::CreateOptions;
 use dirty::DirtyPages;
 pub use fault::{ImageFault, ZoneRanges};
 use format::{BOOT_ID_CLEAN, Layout};
+use live::LiveArea;
 use pages::PageBook;
 pub use recover::LastUse;
 use recover::{Checked, boot_id};
@@ -59,8 +62,12 @@ pub struct OpenOptions {
 /// is lost as long as the machine runs, and the next opening puts it in order.
 pub struct ImageStore {
     medium: Arc<dyn Medium>,
-    geometry: Geometry,
-    layout: Layout,
+    /// Replaced when the disk grows, under the book's lock.
+    shape: RwLock<Arc<Shape>>,
+    /// As in the shape, for those who can't wait.
+    zone_count: AtomicU32,
+    /// The same, for lanes.
+    capacity_bytes: Arc<AtomicU64>,
     uuid: Uuid,
     last_use: LastUse,
     states: States,
@@ -72,10 +79,16 @@ pub struct ImageStore {
     faults: Faults,
 }
 
+/// A disk, and where it lies.
+struct Shape {
+    geometry: Geometry,
+    layout: Layout,
+}
+
 /// Where the states of the zones are.
 enum States {
     /// In the live area: open for writing.
-    Live(LiveWords),
+    Live(Box<LiveArea>),
     /// As they were found: open for reading.
     Found(Vec<ZoneState>),
 }
@@ -133,6 +146,8 @@ pub struct ImageInfo {
     pub open_zones: u32,
     /// How many of them are active.
     pub active_zones: u32,
+    /// The most zones whose states find room in the file: so far the disk may grow.
+    pub zones_max: u32,
     /// Where the first sector is in the file.
     pub data_offset_bytes: u64,
     /// Length of the file.
@@ -159,7 +174,7 @@ impl ImageStore {
     /// # Errors
     /// The medium's.
     pub fn create_on(medium: &dyn Medium, geometry: Geometry) -> Result<(), StoreError> {
-        create::create_on(medium, &geometry)
+        create::create_on(medium, &geometry, CreateOptions::default())
     }
 
     /// Opens an image and locks it.
@@ -181,12 +196,16 @@ impl ImageStore {
         let mut checked = Checked::read(&*medium, boot_id, options.read_only)?;
         let states = match options.read_only {
             true => States::Found(std::mem::take(&mut checked.states)),
-            false => States::Live(checked.recover(&*medium, boot_id)?),
+            false => States::Live(Box::new(LiveArea::new(checked.recover(&*medium, boot_id)?))),
         };
+        let Checked { geometry, layout, .. } = checked;
+        // A mark for every page that the disk may ever have: nothing is to be moved while others set them.
+        let zones_max = room::zones_max(&layout, geometry.zone_count());
         Ok(Self {
-            geometry: checked.geometry,
-            dirty: DirtyPages::new(checked.layout.page_count),
-            layout: checked.layout,
+            zone_count: AtomicU32::new(geometry.zone_count()),
+            capacity_bytes: Arc::new(AtomicU64::new(layout.data.end - layout.data.start)),
+            dirty: DirtyPages::new(format::page_count_of(zones_max)),
+            shape: RwLock::new(Arc::new(Shape { geometry, layout })),
             uuid: Uuid::from_bytes(checked.superblocks.current.uuid),
             last_use: checked.last_use,
             states,
@@ -227,7 +246,9 @@ impl ImageStore {
         };
         let (open_zones, active_zones) =
             (count(|state| state.condition.is_open()), count(|state| state.condition.is_active()));
+        let zones_max = self.zones_max();
         let book = self.lock_book();
+        let shape = self.shape();
         let superblock = &book.superblocks.current;
         Ok(ImageInfo {
             name: self.name(),
@@ -236,12 +257,13 @@ impl ImageStore {
             features_compat: superblock.features_compat.get(),
             features_ro_compat: superblock.features_ro_compat.get(),
             features_incompat: superblock.features_incompat.get(),
-            geometry: self.geometry.clone(),
+            geometry: shape.geometry.clone(),
             last_use: self.last_use,
             states,
             open_zones,
             active_zones,
-            data_offset_bytes: self.layout.data.start,
+            zones_max,
+            data_offset_bytes: shape.layout.data.start,
             file_len_bytes: self.medium.len_bytes().map_err(io("finding the file's length"))?,
             allocated_bytes: self.allocated_bytes()?,
         })
@@ -261,7 +283,19 @@ impl ImageStore {
         self.medium.name().to_owned()
     }
 
-    fn live(&self) -> Option<&LiveWords> {
+    /// The disk as it is now.
+    fn shape(&self) -> Arc<Shape> {
+        Arc::clone(&self.shape.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn take_shape(&self, shape: Shape) {
+        let (zone_count, data) = (shape.geometry.zone_count(), shape.layout.data.clone());
+        *self.shape.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(shape);
+        self.zone_count.store(zone_count, Ordering::Release);
+        self.capacity_bytes.store(data.end - data.start, Ordering::Release);
+    }
+
+    fn live(&self) -> Option<&LiveArea> {
         match &self.states {
             States::Live(live) => Some(live),
             States::Found(_) => None,
@@ -269,7 +303,8 @@ impl ImageStore {
     }
 
     fn states_now(&self, seen: impl Fn(ZoneState, u32) -> ZoneState) -> Vec<ZoneState> {
-        let zones = 0..self.geometry.zone_count();
+        let shape = self.shape();
+        let zones = 0..shape.geometry.zone_count();
         match &self.states {
             States::Found(states) => zones.zip(states).map(|(zone, &state)| seen(state, zone)).collect(),
             States::Live(live) => zones
@@ -277,7 +312,7 @@ impl ImageStore {
                     let bits = live.load(usize::try_from(zone).unwrap_or(usize::MAX));
                     // The words were written by us and are checked again before they get into a page.
                     let state = bits.and_then(ZoneState::from_bits);
-                    seen(state.unwrap_or(ZoneState::new(&self.geometry, zone)), zone)
+                    seen(state.unwrap_or(ZoneState::new(&shape.geometry, zone)), zone)
                 })
                 .collect(),
         }
@@ -291,11 +326,11 @@ impl ImageStore {
 
 impl Store for ImageStore {
     fn capacity_bytes(&self) -> u64 {
-        self.layout.data.end - self.layout.data.start
+        self.capacity_bytes.load(Ordering::Acquire)
     }
 
     fn geometry(&self) -> Option<Geometry> {
-        Some(self.geometry.clone())
+        Some(self.shape().geometry.clone())
     }
 
     fn identity(&self) -> Identity {
@@ -308,11 +343,12 @@ impl Store for ImageStore {
     }
 
     fn initial_states(&self) -> Vec<ZoneState> {
-        self.states_now(|state, zone| state.after_restart(&self.geometry, zone))
+        let shape = self.shape();
+        self.states_now(|state, zone| state.after_restart(&shape.geometry, zone))
     }
 
     fn publish(&self, zone: u32, state: ZoneState) {
-        if zone >= self.geometry.zone_count() {
+        if zone >= self.zone_count.load(Ordering::Acquire) {
             return;
         }
         if let (Some(live), Ok(index)) = (self.live(), usize::try_from(zone)) {
@@ -330,12 +366,13 @@ impl Store for ImageStore {
     }
 
     fn open_lane(&self, engine: EngineChoice) -> io::Result<Lane> {
-        let base_bytes = self.layout.data.start;
+        let base_bytes = self.shape().layout.data.start;
         let target = match self.medium.fd() {
             Some(fd) => Target::File { fd: fd.try_clone_to_owned()?, base_bytes },
             None => Target::Medium { medium: Arc::clone(&self.medium), base_bytes },
         };
-        let lane = Lane::open(target, self.capacity_bytes(), Arc::clone(&self.writes_end), engine)?;
+        let lane =
+            Lane::open(target, Arc::clone(&self.capacity_bytes), Arc::clone(&self.writes_end), engine)?;
         Ok(lane.with_faults(self.faults.clone()))
     }
 
@@ -354,6 +391,10 @@ impl Store for ImageStore {
         }
         book.halt = Some(Halt::Closed);
         Ok(())
+    }
+
+    fn grow(&self, capacity_sectors: u64) -> Result<(), StoreError> {
+        self.grow_to(&mut self.lock_book(), capacity_sectors)
     }
 
     fn cut_power(&self, states: &[ZoneState]) -> Result<(), StoreError> {

@@ -43,10 +43,23 @@ impl PageBook {
         Self { uuid, pages: (0..layout.page_count).map(page).collect(), shadow, active: 0 }
     }
 
-    /// Writes both slots of every page of a new image.
+    /// The same pages at another place, with the states of a disk that has more zones, as [`write_new`](Self::write_new) leaves them.
+    pub(super) fn moved(&self, geometry: &Geometry, layout: &Layout) -> Self {
+        let known = u32::try_from(self.shadow.len()).unwrap_or(u32::MAX);
+        let more = (known..geometry.zone_count()).map(|zone| ZoneState::new(geometry, zone).to_bits());
+        let page = |index| {
+            let sequence = self.page(index).map_or(2, |page| page.sequence + 1);
+            Page { sequence, slot: 0, other_bad: false, in_doubt: None }
+        };
+        let shadow: Vec<u64> = self.shadow.iter().copied().chain(more).collect();
+        let active = count_active(&shadow);
+        Self { uuid: self.uuid, pages: (0..layout.page_count).map(page).collect(), shadow, active }
+    }
+
+    /// Writes both slots of every page to a place where nothing is yet that counts.
     pub(super) fn write_new(&self, medium: &dyn Medium, layout: &Layout) -> io::Result<()> {
-        for page in 0..layout.page_count {
-            for (slot, sequence) in [(0, 2), (1, 1)] {
+        for (page, entry) in (0..layout.page_count).zip(&self.pages) {
+            for (slot, sequence) in [(0, entry.sequence), (1, entry.sequence - 1)] {
                 let block = StatePage::new(self.uuid, page, sequence, self.shadow_of(layout, page));
                 medium.write_at(block.as_bytes(), layout.slot_offset_bytes(page, slot))?;
             }

@@ -99,6 +99,9 @@ impl Superblocks {
         for copy in [1 - self.good_copy, self.good_copy] {
             medium.write_at(next.seal(), SUPERBLOCK_OFFSETS_BYTES[copy])?;
             medium.sync_data()?;
+            // Should the other one fail, this is the one that is surely good, and what is written next is newer.
+            self.good_copy = copy;
+            self.current.sequence = next.sequence;
         }
         self.current = next;
         Ok(())

@@ -12,7 +12,7 @@ mod target;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 
@@ -34,7 +34,8 @@ pub(crate) use target::Target;
 /// kernel still has in its hands; results that were not fetched are lost, the buffers freed.
 pub struct Lane {
     target: Target,
-    capacity_bytes: u64,
+    /// Shared with the store: a disk may grow.
+    capacity_bytes: Arc<AtomicU64>,
     /// Set by the store when nothing may be written (any more).
     writes_end: Arc<AtomicBool>,
     waiter: Waiter,
@@ -100,7 +101,7 @@ enum Waiter {
 impl Lane {
     pub(crate) fn open(
         target: Target,
-        capacity_bytes: u64,
+        capacity_bytes: Arc<AtomicU64>,
         writes_end: Arc<AtomicBool>,
         engine: EngineChoice,
     ) -> io::Result<Self> {
@@ -364,7 +365,7 @@ impl Lane {
                 "more bytes are asked for than the buffer has",
             ));
         }
-        if op.end_bytes().is_none_or(|end| end > self.capacity_bytes) {
+        if op.end_bytes().is_none_or(|end| end > self.capacity_bytes.load(Ordering::Relaxed)) {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 "the range ends past the end of the disk",

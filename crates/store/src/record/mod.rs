@@ -172,6 +172,12 @@ impl Store for Recorder {
         if self.shared.is_over() { self.power_cut() } else { outcome }
     }
 
+    /// What is written down is of the disk that it was at the beginning.
+    fn grow(&self, _: u64) -> Result<(), StoreError> {
+        let why = "what is done to it is recorded, or its power is to be cut".to_owned();
+        Err(StoreError::NoGrowth { name: self.identity().description, why })
+    }
+
     fn open_lane(&self, engine: EngineChoice) -> io::Result<Lane> {
         let mut lane = self.inner.open_lane(engine)?;
         let mut state = self.shared.lock();

@@ -101,7 +101,8 @@ impl<'a> Replay<'a> {
         let Some(geometry) = self.recording.geometry() else {
             return self.write_plain(&cut, path, overwrite);
         };
-        ImageStore::create(path, geometry.clone(), CreateOptions { overwrite })?;
+        let options = CreateOptions { overwrite, ..CreateOptions::default() };
+        ImageStore::create(path, geometry.clone(), options)?;
         self.fill(&ImageStore::open(path, OpenOptions::default())?, &cut)
     }
 

@@ -8,16 +8,18 @@ use crate::mutation::Mutation::{self, *};
 use crate::mutation::Phase::*;
 use crate::mutation::SyncKind::*;
 use crate::random::{large, long_history};
-use crate::setups::{failing_syncs, few_ops, in_place_of_another, one_page};
+use crate::setups::{failing_syncs, few_ops, growing, in_place_of_another, one_page};
 use crate::{ALL, exhaust, full_states};
 
 /// What it is called, what is done wrong, the disk on which the shortest history shows it, and how long that is.
 type Case = (&'static str, Mutation, fn() -> Setup, usize);
 
-const MUTATIONS: [Case; 30] = [
+const MUTATIONS: [Case; 32] = [
     ("the page before the data", PageBeforeData, one_page, 2),
     ("the hole before the page", HoleBeforePage, few_ops, 3),
     ("no hole", NoHole, one_page, 1),
+    ("growth: the new pages are not synced", NoSync(Grow, Pages(1)), growing, 1),
+    ("growth: the superblock is not synced", NoSyncOfMark(Grow), growing, 1),
     ("a page written over the version that counts", PageInPlace, one_page, 2),
     ("one slot for each page", OneSlot, one_page, 2),
     ("one copy of the superblock", OneSuperblock, one_page, 1),

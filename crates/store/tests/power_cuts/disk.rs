@@ -71,7 +71,9 @@ impl Hasher for Fold {
 
 /// Where the areas of an image are, and how its sectors are numbered here: without the gaps between the areas.
 pub struct World {
+    /// The largest disk.
     pub geometry: Geometry,
+    grows: bool,
     /// First sector in the file, how many, first number.
     areas: [(usize, usize, usize); 3],
     pub host: Host,
@@ -97,10 +99,12 @@ pub enum Area {
 }
 
 impl World {
-    pub fn new(geometry: Geometry, host: Host) -> Self {
+    /// A world for disks up to `geometry`. If they grow to that, the pages may be anywhere before the live area.
+    pub fn new(geometry: Geometry, grows: bool, host: Host) -> Self {
         let zones = geometry.zone_count() as usize;
         let superblock_and_pages = 2 * BLOCK_SECTORS * (1 + zones.div_ceil(PAGE_ZONES));
         let live_start = (superblock_and_pages * SECTOR_LEN).next_multiple_of(64 << 10) / SECTOR_LEN;
+        let superblock_and_pages = if grows { live_start } else { superblock_and_pages };
         let live = (zones * 8).next_multiple_of(64 << 10) / SECTOR_LEN;
         let data_start = ((live_start + live) * SECTOR_LEN).next_multiple_of(1 << 20) / SECTOR_LEN;
         let data = usize::try_from(geometry.capacity_sectors()).unwrap();
@@ -109,7 +113,7 @@ impl World {
             (live_start, live, superblock_and_pages),
             (data_start, data, superblock_and_pages + live),
         ];
-        Self { geometry, areas, host, contents: Mutex::new(Contents::new()) }
+        Self { geometry, grows, areas, host, contents: Mutex::new(Contents::new()) }
     }
 
     pub fn contents(&self) -> MutexGuard<'_, Contents> {
@@ -265,6 +269,16 @@ struct Unit {
 }
 
 impl Unit {
+    /// A page that is written to a new place is many sectors: only the first one, which has the checksum, is there or not. Without it the
+    /// others are told from a whole page as well as in part.
+    fn tear_at_the_head(&mut self) {
+        for (_, versions) in self.sectors.iter_mut().skip(1) {
+            if versions[0] == ZEROS {
+                versions.drain(..versions.len() - 1);
+            }
+        }
+    }
+
     fn wholes(&self) -> u64 {
         self.sectors.iter().map(|(_, versions)| versions.len() as u64).product()
     }
@@ -319,6 +333,8 @@ impl<'a> Cuts<'a> {
                 continue;
             }
             let block = match world.area(number) {
+                // The other worlds have shown that nothing is read of it; here it is long.
+                Area::Live if world.grows => continue,
                 Area::Live => usize::MAX,
                 _ => world.sector(number) / BLOCK_SECTORS,
             };
@@ -331,6 +347,9 @@ impl<'a> Cuts<'a> {
             if versions.len() > 1 {
                 unit.sectors.push((number, versions));
             }
+        }
+        for unit in units.iter_mut().filter(|unit| world.grows && unit.block.is_some()) {
+            unit.tear_at_the_head();
         }
         for unit in &mut units {
             // These two may become unreadable even if they are written with what they hold.

@@ -241,7 +241,7 @@ impl Explorer {
                 return Opened { end, cuts: Vec::new(), kills: Vec::new() };
             }
         };
-        let found = Found { states: store.initial_states(), data: medium.data() };
+        let found = found_in(&store, &medium);
         let mut moments = medium.take_moments();
         medium.watch(Watch::default());
         let disk = medium.disk();
@@ -278,7 +278,9 @@ impl Explorer {
                     let bits = state.to_bits();
                     [bits, bits >> 32].map(|half| u32::try_from(half & 0xffff_ffff).unwrap())
                 });
-                fingerprint(&states.chain(found.data.iter().copied()).collect::<Vec<_>>())
+                let capacity = u32::try_from(found.capacity_sectors).unwrap();
+                let all = states.chain(found.data.iter().copied()).chain([capacity]);
+                fingerprint(&all.collect::<Vec<_>>())
             }
             Err(why) => fingerprint(&why.bytes().map(u32::from).collect::<Vec<_>>()),
         };
@@ -297,6 +299,11 @@ struct Opened {
     end: u32,
     cuts: Vec<Disk>,
     kills: Vec<Disk>,
+}
+
+pub fn found_in(store: &ImageStore, medium: &PowerMedium) -> Found {
+    let capacity_sectors = store.capacity_bytes() / SECTOR_LEN as u64;
+    Found { capacity_sectors, states: store.initial_states(), data: medium.data() }
 }
 
 pub fn open_store(medium: &Arc<PowerMedium>, boot: u8) -> Result<ImageStore, String> {
@@ -341,7 +348,7 @@ fn work_on(
     boot: u8,
     mutation: Mutation,
 ) -> Result<(), String> {
-    let geometry = &world.geometry;
+    let geometry = store.geometry().unwrap();
     let mut lane = store.open_lane(EngineChoice::Sync).unwrap();
     let most = geometry.max_active_zones() as usize;
     let mut active = found.states.iter().filter(|state| state.condition.is_active()).count();
@@ -415,9 +422,9 @@ fn keeps(
     let medium = PowerMedium::new(world, Disk::new(medium.disk().durable), mutation);
     let store = open_store(&medium, boot)
         .map_err(|error| format!("after {after} the image can't be opened: {error}"))?;
-    let found = Found { states: store.initial_states(), data: medium.data() };
-    let states = (0..).zip(&expected.states).map(|(zone, state)| state.after_restart(&world.geometry, zone));
-    let expected = Found { states: states.collect(), data: expected.data.clone() };
+    let (found, geometry) = (found_in(&store, &medium), store.geometry().unwrap());
+    let states = (0..).zip(&expected.states).map(|(zone, state)| state.after_restart(&geometry, zone));
+    let expected = Found { states: states.collect(), ..expected.clone() };
     if let Some(difference) = expected.difference(&found) {
         return Err(format!("after {after}, {difference}"));
     }

@@ -9,10 +9,10 @@ use virtio_zbd_zones::{Condition, Geometry, ZoneState};
 
 use crate::common::{LaneExt, full, open};
 use crate::disk::{Cuts, Disk, Host, Id, SECTOR_LEN, World, ZEROS};
-use crate::explore::{Explorer, open_store};
+use crate::explore::{Explorer, found_in, open_store};
 use crate::medium::{Moments, PowerMedium, Watch};
 use crate::mutation::{Mutation, Phase};
-use crate::oracle::{Content, Found, Oracle};
+use crate::oracle::{Content, Oracle};
 
 /// A kind of disk, which parts of it are used, and what may happen to them.
 pub struct Setup {
@@ -23,6 +23,8 @@ pub struct Setup {
     /// The conventional sectors, likewise.
     pub sectors: Vec<usize>,
     pub ops: Vec<Op>,
+    /// How long it may become.
+    pub grows_to: Option<u64>,
     pub host: Host,
 }
 
@@ -47,6 +49,12 @@ pub enum Op {
     FullHost { page: u32 },
     /// A flush of which the n-th sync fails; killed and opened again.
     FailingFlush { sync: u32 },
+    /// The disk becomes this long, and other lanes write meanwhile.
+    Grow { sectors: u64, meanwhile: Vec<Meanwhile> },
+    /// The same, and the host is full at the n-th page: the disk goes on as it was.
+    FullHostGrow { sectors: u64, page: u32 },
+    /// The same, and the n-th sync fails; killed and opened again.
+    FailingGrow { sectors: u64, sync: u32 },
 }
 
 /// One sector is written before the commit's n-th call that changes something (0: the first).
@@ -70,6 +78,10 @@ impl Op {
 
     pub fn finish(zone: usize) -> Self {
         Self::commit(false, &[zone], &[])
+    }
+
+    pub fn grow(sectors: u64) -> Self {
+        Self::Grow { sectors, meanwhile: Vec::new() }
     }
 
     pub fn reset(zones: &[usize]) -> Self {
@@ -105,6 +117,13 @@ impl fmt::Debug for Op {
             Self::Kill => f.write_str("kill and open"),
             Self::FullHost { page } => write!(f, "flush with the host full at page {page}"),
             Self::FailingFlush { sync } => write!(f, "flush of which sync {sync} fails, kill and open"),
+            Self::Grow { sectors, meanwhile } => write!(f, "grow to {sectors} and meanwhile {meanwhile:?}"),
+            Self::FullHostGrow { sectors, page } => {
+                write!(f, "grow to {sectors} with the host full at page {page}")
+            }
+            Self::FailingGrow { sectors, sync } => {
+                write!(f, "grow to {sectors}, of which sync {sync} fails, kill and open")
+            }
         }
     }
 }
@@ -150,7 +169,11 @@ impl Other {
 
 impl Setup {
     pub fn world(&self) -> Arc<World> {
-        Arc::new(World::new(self.geometry.clone(), self.host))
+        let largest = match self.grows_to {
+            Some(sectors) => self.geometry.grown(sectors).unwrap(),
+            None => self.geometry.clone(),
+        };
+        Arc::new(World::new(largest, self.grows_to.is_some(), self.host))
     }
 
     /// A new image, never opened.
@@ -179,7 +202,7 @@ impl History {
             store: None,
             lane: None,
             oracle: Oracle::new(setup.geometry.clone(), &setup.zones, &setup.sectors),
-            written: vec![0; usize::try_from(setup.geometry.capacity_sectors()).unwrap()],
+            written: vec![0; usize::try_from(world.geometry.capacity_sectors()).unwrap()],
         };
         history.watch(&probe);
         history.open(LastUse::Closed)?;
@@ -237,8 +260,29 @@ impl History {
                 }
                 return self.look(probe, &before, &during).map(|()| true);
             }
+            Op::Grow { sectors, meanwhile } => {
+                let (during, outcome) = self.grow(*sectors, meanwhile);
+                outcome?;
+                return self.look(probe, &before, &during).map(|()| true);
+            }
+            Op::FullHostGrow { sectors, page } => {
+                self.medium.fail_page_after(Some(*page));
+                let (during, outcome) = self.grow(*sectors, &[]);
+                self.medium.fail_page_after(None);
+                // Nobody has seen the longer one, and no power cut leaves it.
+                let during = if outcome.is_err() { before.clone() } else { during };
+                return self.look(probe, &before, &during).map(|()| true);
+            }
+            Op::FailingGrow { sectors, sync } => {
+                self.medium.fail_sync_after(Some(*sync));
+                let (during, outcome) = self.grow(*sectors, &[]);
+                let during = self.after_failing_sync(during, outcome)?;
+                return self.look_at_cuts(probe, &during).map(|()| true);
+            }
             Op::FailingFlush { sync } => {
-                let during = self.failing_flush(*sync)?;
+                self.medium.fail_sync_after(Some(*sync));
+                let (during, outcome) = self.commit(true, &[], &[], &[]);
+                let during = self.after_failing_sync(during, outcome)?;
                 return self.look_at_cuts(probe, &during).map(|()| true);
             }
         }
@@ -255,7 +299,7 @@ impl History {
         self.medium = PowerMedium::new(&self.world, Disk::new(medium), self.mutation);
         self.boot += 4;
         let store = Arc::new(open_store(&self.medium, self.boot)?);
-        let found = Found { states: store.initial_states(), data: self.medium.data() };
+        let found = found_in(&store, &self.medium);
         self.oracle.check(&found)?;
         self.oracle.adopt(&found);
         self.lane = Some(store.open_lane(EngineChoice::Sync).unwrap());
@@ -266,6 +310,7 @@ impl History {
     fn is_possible(&self, op: &Op) -> bool {
         let condition = |zone: usize| self.oracle.zones[zone].now.state.condition;
         match op {
+            Op::Retire { zone, .. } => self.oracle.zones[*zone].index < self.oracle.geometry.zone_count(),
             Op::Write { zone, sectors } => self.oracle.room(*zone) >= *sectors,
             Op::Gap { zone } => self.oracle.room(*zone) >= 2,
             Op::Commit { finish, reset, meanwhile, .. } => {
@@ -278,9 +323,21 @@ impl History {
                 meanwhile.iter().all(may_be_written)
                     && finish.iter().all(|&zone| {
                         condition(zone).is_active()
-                            || condition(zone) == Condition::Empty && self.oracle.has_room()
+                            || condition(zone) == Condition::Empty
+                                && self.oracle.has_room()
+                                && self.oracle.room(zone) > 0
                     })
                     && reset.iter().all(|&zone| condition(zone) != Condition::Empty)
+            }
+            Op::Grow { sectors, meanwhile } => {
+                let may_be_written = |other: &Meanwhile| match other.place {
+                    Place::Zone(zone) => condition(zone).is_active(),
+                    Place::Conventional(_) => true,
+                };
+                *sectors > self.oracle.geometry.capacity_sectors() && meanwhile.iter().all(may_be_written)
+            }
+            Op::FullHostGrow { sectors, .. } | Op::FailingGrow { sectors, .. } => {
+                *sectors > self.oracle.geometry.capacity_sectors()
             }
             _ => true,
         }
@@ -448,7 +505,12 @@ impl History {
                 self.oracle.promise_sectors();
             }
         }
-        // What came meanwhile is not promised.
+        self.take_in(&others, &mut during);
+        (during, done)
+    }
+
+    /// What came meanwhile is not promised.
+    fn take_in(&mut self, others: &[Arc<Other>], during: &mut Oracle) {
         for other in others.iter().filter(|other| other.done.load(Ordering::SeqCst)) {
             match other.place {
                 Place::Zone(zone) => {
@@ -462,7 +524,6 @@ impl History {
                 }
             }
         }
-        (during, done)
     }
 
     /// Other lanes, which come in between the calls of the commit that follows.
@@ -529,9 +590,28 @@ impl History {
         Ok(())
     }
 
-    fn failing_flush(&mut self, sync: u32) -> Result<Oracle, Finding> {
-        self.medium.fail_sync_after(Some(sync));
-        let (during, outcome) = self.commit(true, &[], &[], &[]);
+    /// What may be found while it grows, and how that ended.
+    fn grow(&mut self, sectors: u64, meanwhile: &[Meanwhile]) -> (Oracle, Result<(), Finding>) {
+        let geometry = self.oracle.geometry.grown(sectors).unwrap();
+        let mut during = self.oracle.clone();
+        during.shapes.push(geometry.clone());
+        let others = self.start_others(meanwhile);
+        self.medium.begin(Phase::Grow);
+        let grown = self.store().grow(sectors);
+        self.medium.end();
+        self.medium.interleave(None);
+        if grown.is_ok() {
+            self.oracle.grow(geometry);
+        }
+        self.take_in(&others, &mut during);
+        (during, grown.map_err(|error| format!("growing: {error}")))
+    }
+
+    fn after_failing_sync(
+        &mut self,
+        during: Oracle,
+        outcome: Result<(), Finding>,
+    ) -> Result<Oracle, Finding> {
         self.medium.fail_sync_after(None);
         (self.store, self.lane) = (None, None);
         if outcome.is_ok() {
@@ -539,8 +619,9 @@ impl History {
             return self.kill().map(|()| during);
         }
         let store = Arc::new(open_store(&self.medium, self.boot)?);
-        let found = Found { states: store.initial_states(), data: self.medium.data() };
+        let found = found_in(&store, &self.medium);
         during.check(&found).map_err(|why| format!("after a sync that failed: {why}"))?;
+        self.oracle.shapes.clone_from(&during.shapes);
         self.oracle.adopt(&found);
         self.lane = Some(store.open_lane(EngineChoice::Sync).unwrap());
         self.store = Some(store);
@@ -554,7 +635,7 @@ impl History {
             _ => self.boot,
         };
         let store = open_store(&self.medium, boot)?;
-        let found = Found { states: store.initial_states(), data: self.medium.data() };
+        let found = found_in(&store, &self.medium);
         let exact = self.oracle.killed(&self.oracle);
         exact.check(&found).map_err(|why| format!("after {last_use:?}: {why}"))?;
         let how = store.info().map_err(|error| error.to_string())?.last_use;

@@ -31,7 +31,10 @@ use explore::{Explorer, Limits};
 use history::{Finding, Setup};
 use mutation::Mutation;
 use oracle::Oracle;
-use setups::{bad_zones, every_history, failing_syncs, few_ops, full_host, no_holes, one_page, two_pages};
+use setups::{
+    bad_zones, every_history, failing_growth, failing_syncs, few_ops, full_host, growing, no_holes, one_page,
+    two_pages,
+};
 
 const ALL: Limits =
     Limits { recovery_cuts: 1, cuts_per_moment: 1 << 20, cuts_per_recovery: 1 << 20, kills: true };
@@ -102,6 +105,16 @@ fn every_short_history_on_a_full_host() {
 #[test]
 fn every_short_history_with_failing_syncs() {
     every_short_history(&failing_syncs(), 3, 5);
+}
+
+#[test]
+fn every_short_history_of_growth() {
+    every_short_history(&growing(), 2, 3);
+}
+
+#[test]
+fn every_short_history_of_growth_that_fails() {
+    every_short_history(&failing_growth(), 2, 3);
 }
 
 /// Seeds that have found something once, or are here so that there always are some.

@@ -11,6 +11,7 @@ pub enum Phase {
     Flush,
     Finish,
     Reset,
+    Grow,
     Close,
 }
 

@@ -7,6 +7,7 @@ use crate::disk::{Id, UNREADABLE, ZEROS};
 /// What an opening has found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
+    pub capacity_sectors: u64,
     pub states: Vec<ZoneState>,
     /// What each sector of the disk holds.
     pub data: Vec<Id>,
@@ -15,6 +16,10 @@ pub struct Found {
 impl Found {
     /// The first place at which `other` is not the same.
     pub fn difference(&self, other: &Self) -> Option<String> {
+        if self.capacity_sectors != other.capacity_sectors {
+            let (expected, found) = (self.capacity_sectors, other.capacity_sectors);
+            return Some(format!("the disk has {found} sectors where {expected} must be"));
+        }
         let zone = (0..self.states.len()).find(|&zone| self.states[zone] != other.states[zone]);
         if let Some(zone) = zone {
             let (expected, found) = (self.states[zone], other.states[zone]);
@@ -61,6 +66,8 @@ pub struct Sector {
 #[derive(Clone)]
 pub struct Oracle {
     pub geometry: Geometry,
+    /// The shapes that the disk may be found in: more than one while it grows.
+    pub shapes: Vec<Geometry>,
     pub zones: Vec<Zone>,
     pub sectors: Vec<Sector>,
 }
@@ -71,6 +78,7 @@ impl Oracle {
         let zone = |&index| Zone { index, now: empty.clone(), allowed: vec![empty.clone()] };
         let sector = |&index| Sector { index, now: ZEROS, allowed: vec![ZEROS] };
         Self {
+            shapes: vec![geometry.clone()],
             geometry,
             zones: zones.iter().map(zone).collect(),
             sectors: sectors.iter().map(sector).collect(),
@@ -90,12 +98,21 @@ impl Oracle {
     /// How many sectors can be written to a zone now.
     pub fn room(&self, zone: usize) -> u32 {
         let Zone { index, now, .. } = &self.zones[zone];
+        if *index >= self.geometry.zone_count() {
+            return 0;
+        }
         let room = self.geometry.zone_capacity_sectors(*index) - now.state.wp_sectors;
         match now.state.condition {
             Condition::Empty if self.has_room() => room,
             condition if condition.is_active() => room,
             _ => 0,
         }
+    }
+
+    /// The disk is longer now.
+    pub fn grow(&mut self, geometry: Geometry) {
+        self.shapes = vec![geometry.clone()];
+        self.geometry = geometry;
     }
 
     /// What is published now is on its way to the medium: that of all zones, or of these.
@@ -143,6 +160,7 @@ impl Oracle {
     /// What a kill may leave between `self` and `after`: no more and no less than what was published (D5).
     pub fn killed(&self, after: &Self) -> Self {
         let mut killed = self.clone();
+        killed.shapes.push(after.geometry.clone());
         for (zone, after) in killed.zones.iter_mut().zip(&after.zones) {
             zone.allowed = [&zone.now, &after.now]
                 .map(|content| after_restart(content, &self.geometry, zone.index))
@@ -157,6 +175,7 @@ impl Oracle {
     /// What either of the two allows.
     pub fn or(&self, other: &Self) -> Self {
         let mut both = self.clone();
+        both.shapes.extend_from_slice(&other.shapes);
         for (zone, other) in both.zones.iter_mut().zip(&other.zones) {
             zone.allowed.extend_from_slice(&other.allowed);
         }
@@ -168,6 +187,8 @@ impl Oracle {
 
     /// Goes on from what was found.
     pub fn adopt(&mut self, found: &Found) {
+        let shape = self.shapes.iter().find(|shape| shape.capacity_sectors() == found.capacity_sectors);
+        self.grow(shape.unwrap().clone());
         for zone in &mut self.zones {
             zone.now = content_of(found, &self.geometry, zone.index);
             zone.allowed = vec![zone.now.clone()];
@@ -183,13 +204,21 @@ impl Oracle {
     /// # Errors
     /// What is wrong where.
     pub fn check(&self, found: &Found) -> Result<(), String> {
+        let shape = self.shapes.iter().find(|shape| shape.capacity_sectors() == found.capacity_sectors);
+        let Some(geometry) = shape.filter(|shape| shape.zone_count() as usize == found.states.len()) else {
+            return Err(format!(
+                "a disk of {} sectors and {} zones",
+                found.capacity_sectors,
+                found.states.len()
+            ));
+        };
         let mut used = vec![false; found.data.len()];
-        for zone in &self.zones {
-            let content = content_of(found, &self.geometry, zone.index);
+        for zone in self.zones.iter().filter(|zone| zone.index < geometry.zone_count()) {
+            let content = content_of(found, geometry, zone.index);
             if !zone.allowed.contains(&content) {
                 return Err(format!("zone {}: {content:?} is none of {:?}", zone.index, zone.allowed));
             }
-            let start = usize::try_from(self.geometry.zone_start(zone.index)).unwrap();
+            let start = usize::try_from(geometry.zone_start(zone.index)).unwrap();
             used[start..start + content.data.len()].fill(true);
         }
         for sector in &self.sectors {
@@ -204,7 +233,7 @@ impl Oracle {
             return Err(format!("sector {sector} is no zone's data but holds {}", found.data[sector]));
         }
         for (index, state) in (0..).zip(&found.states) {
-            let fresh = ZoneState::new(&self.geometry, index);
+            let fresh = ZoneState::new(geometry, index);
             if *state != fresh && !self.zones.iter().any(|zone| zone.index == index) {
                 return Err(format!("zone {index} was never used but is {state:?}"));
             }
@@ -214,11 +243,14 @@ impl Oracle {
 }
 
 fn after_restart(content: &Content, geometry: &Geometry, zone: u32) -> Content {
+    if zone >= geometry.zone_count() {
+        return Content::empty();
+    }
     Content { state: content.state.after_restart(geometry, zone), data: content.data.clone() }
 }
 
 fn content_of(found: &Found, geometry: &Geometry, zone: u32) -> Content {
-    let state = found.states[zone as usize];
+    let Some(&state) = found.states.get(zone as usize) else { return Content::empty() };
     let start = usize::try_from(geometry.zone_start(zone)).unwrap();
     Content { state, data: found.data[start..start + state.wp_sectors as usize].to_vec() }
 }

@@ -28,12 +28,16 @@ pub fn large(failing_syncs: bool) -> Setup {
     Setup {
         name: "large",
         geometry: geometry.unwrap(),
-        zones: vec![2, 3, 4, 503, 504, 505, 506],
+        zones: vec![2, 3, 4, 503, 504, 505, 506, 507, 1008],
         sectors: (0..8).collect(),
         ops: Vec::new(),
+        grows_to: Some(LARGEST),
         host: Host { repeats_are_safe: failing_syncs, ..STRICT },
     }
 }
+
+/// The disk's length in the end, if it grows that far: a third page.
+const LARGEST: u64 = 1009 * 4 + 1;
 
 /// One history from a seed.
 ///
@@ -90,7 +94,26 @@ fn operation(setup: &Setup, history: &History, rng: &mut fastrand::Rng) -> Op {
         18 if rng.u8(..8) == 0 => Op::Retire { zone, offline: rng.bool() },
         18 if rng.u8(..3) == 0 => Op::FullHost { page: rng.u32(..2) },
         18 => Op::Kill,
+        _ if rng.u8(..3) == 0 => grow(setup, history, rng),
         _ => Op::Reopen,
+    }
+}
+
+/// Becomes longer, by a few sectors or by pages of zones.
+fn grow(setup: &Setup, history: &History, rng: &mut fastrand::Rng) -> Op {
+    let now = history.oracle.geometry.capacity_sectors();
+    let most = if rng.bool() { LARGEST } else { (now + 12).min(LARGEST) };
+    let sectors = rng.u64(now..=most);
+    let mut meanwhile = Vec::new();
+    for zone in 0..setup.zones.len() {
+        if history.oracle.zones[zone].now.state.condition.is_active() && rng.bool() {
+            meanwhile.push(Meanwhile { call: rng.u32(..12), place: Place::Zone(zone) });
+        }
+    }
+    match rng.u8(..6) {
+        0 if setup.host.repeats_are_safe => Op::FailingGrow { sectors, sync: rng.u32(..3) },
+        1 => Op::FullHostGrow { sectors, page: rng.u32(..4) },
+        _ => Op::Grow { sectors, meanwhile },
     }
 }
 

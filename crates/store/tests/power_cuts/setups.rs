@@ -6,7 +6,7 @@ use virtio_zbd_zones::{Geometry, GeometryConfig};
 
 use crate::disk::Host;
 use crate::explore::Explorer;
-use crate::history::{Finding, History, Op, Setup};
+use crate::history::{Finding, History, Meanwhile, Op, Place, Setup};
 
 /// Every write may leave a sector unreadable.
 pub const STRICT: Host = Host { repeats_are_safe: false, punches: true };
@@ -41,6 +41,7 @@ pub fn one_page() -> Setup {
         zones: vec![1, 60],
         sectors: vec![1],
         ops,
+        grows_to: None,
         host: STRICT,
     }
 }
@@ -81,6 +82,7 @@ pub fn two_pages() -> Setup {
         zones: vec![1, 504],
         sectors: vec![],
         ops,
+        grows_to: None,
         host: STRICT,
     }
 }
@@ -140,6 +142,61 @@ pub fn no_holes() -> Setup {
         Op::Reopen,
     ];
     Setup { name: "no holes", ops, host: Host { punches: false, ..STRICT }, ..one_page() }
+}
+
+/// A disk that grows: its last zone, which is shorter than the others, and by more zones. (In long histories it grows into more pages.)
+pub fn growing() -> Setup {
+    let geometry = Geometry::new(GeometryConfig {
+        capacity_sectors: 61 * 4 + 2,
+        zone_sectors: 4,
+        zone_capacity_sectors: 3,
+        conventional_zones: 1,
+        max_open_zones: 2,
+        max_active_zones: 2,
+        max_append_sectors: 3,
+        write_granularity_bytes: 512,
+    });
+    let meanwhile = vec![
+        Meanwhile { call: 1, place: Place::Conventional(0) },
+        Meanwhile { call: 4, place: Place::Zone(0) },
+    ];
+    let ops = vec![
+        Op::Write { zone: 0, sectors: 1 },
+        // To its end: it is full.
+        Op::Write { zone: 1, sectors: 2 },
+        Op::Write { zone: 2, sectors: 2 },
+        Op::flush(),
+        Op::grow(62 * 4),
+        Op::Grow { sectors: LONG, meanwhile },
+        Op::reset(&[1]),
+        Op::Kill,
+    ];
+    Setup {
+        name: "growing",
+        geometry: geometry.unwrap(),
+        zones: vec![1, 61, 63],
+        sectors: vec![1],
+        ops,
+        grows_to: Some(LONG),
+        host: STRICT,
+    }
+}
+
+/// As far as it grows.
+const LONG: u64 = 64 * 4 + 1;
+
+/// As [`growing`], and the host is full, or fails, while it grows.
+pub fn failing_growth() -> Setup {
+    let ops = vec![
+        Op::Write { zone: 0, sectors: 1 },
+        Op::flush(),
+        Op::FullHostGrow { sectors: LONG, page: 2 },
+        Op::FailingGrow { sectors: LONG, sync: 0 },
+        Op::FailingGrow { sectors: LONG, sync: 1 },
+        Op::FailingGrow { sectors: LONG, sync: 2 },
+        Op::grow(62 * 4),
+    ];
+    Setup { name: "failing growth", ops, host: Host { repeats_are_safe: true, ..STRICT }, ..growing() }
 }
 
 /// Goes through every history of at most `len` operations, and looks at every moment of each. Returns how

@@ -7,7 +7,7 @@ use virtio_zbd_zones::{Condition, SECTOR_LEN_BYTES, ZoneState};
 
 use super::report::finding;
 use super::{FindingKind, Frame, Remedy, Severity, States, Walk, fault_text};
-use crate::image::format::{BLOCK_LEN_BYTES, SUPERBLOCK_OFFSETS_BYTES, Superblock};
+use crate::image::format::{BLOCK_LEN_BYTES, SUPERBLOCKS_END_BYTES, Superblock};
 use crate::image::recover::is_swept;
 use crate::image::{ImageFault, LastUse};
 
@@ -251,7 +251,6 @@ impl Holes {
 /// Bytes that version 1 says nothing about: zero in a new image, kept as they are by every program.
 pub(super) fn check_undescribed(walk: &mut Walk<'_>, frame: &Frame) {
     let layout = &frame.layout;
-    let superblocks_end = SUPERBLOCK_OFFSETS_BYTES[1] + BLOCK_LEN_BYTES;
     let words_end = layout.live.start + 8 * u64::from(frame.geometry.zone_count());
     if let Some(at) = frame.superblock.reserved.iter().position(|&byte| byte != 0) {
         let at = offset_of!(Superblock, reserved) + at;
@@ -259,11 +258,14 @@ pub(super) fn check_undescribed(walk: &mut Walk<'_>, frame: &Frame) {
     } else if let Some(at) = frame.superblock.unused_run_byte() {
         undescribed(walk, at as u64..BLOCK_LEN_BYTES, "the superblock");
     }
+    let mut areas = [(&layout.pages, "before the zone-state pages"), (&layout.live, "before the live area")];
+    areas.sort_by_key(|(area, _)| area.start);
+    let [(first, before_first), (second, before_second)] = areas;
     for (gap, place) in [
-        (superblocks_end..layout.pages.start, "before the zone-state pages"),
-        (layout.pages.end..layout.live.start, "before the live area"),
+        (SUPERBLOCKS_END_BYTES..first.start, before_first),
+        (first.end..second.start, before_second),
         (words_end..layout.live.end, "behind the live area's words"),
-        (layout.live.end..layout.data.start, "before the data area"),
+        (second.end..layout.data.start, "before the data area"),
     ] {
         if let Some(bytes) = walk.nonzero(gap, place) {
             undescribed(walk, bytes, place);
