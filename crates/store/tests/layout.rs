@@ -141,7 +141,7 @@ fn a_layout_that_can_not_be_is_refused_with_its_name() {
     assert!(matches!(refused(96, 1), ImageFault::Value { expected: 0, found: 1, .. }));
     assert!(matches!(refused(92, 64), ImageFault::Value { expected: 128, found: 64, .. }));
     // An older program knows no feature, and we no other one.
-    assert_eq!(refused(72, 3), ImageFault::Features { unknown: 2 });
+    assert_eq!(refused(72, 5), ImageFault::Features { unknown: 4 });
     // Without the feature it is a uniform disk, and the states of zones 2 to 4 are not those of one.
     assert!(matches!(refused(72, 0), ImageFault::ZoneState { .. }));
 }
