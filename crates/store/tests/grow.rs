@@ -1,5 +1,5 @@
 //! Disks that grow: what they have then, what they keep, and who is refused. What a crash leaves in between is in `power_cuts`.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "tests may")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "tests may")]
 
 mod common;
 

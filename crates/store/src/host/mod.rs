@@ -13,7 +13,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -302,7 +302,12 @@ impl Store for HostStore {
 
     fn open_lane(&self, engine: EngineChoice) -> io::Result<Lane> {
         let target = Target::File { fd: self.zoned.file.try_clone()?.into(), base_bytes: 0 };
-        let lane = Lane::open(target, self.capacity_bytes(), Arc::clone(&self.closed), engine)?;
+        let lane = Lane::open(
+            target,
+            Arc::new(AtomicU64::new(self.capacity_bytes())),
+            Arc::clone(&self.closed),
+            engine,
+        )?;
         lane.with_faults(self.faults.clone()).behind(Gate::new(Arc::clone(&self.device))?)
     }
 
