@@ -54,6 +54,14 @@ impl Disk {
         }
     }
 
+    /// The length in sectors of what drivers read and write at least: the block, where the device says what that is.
+    pub(crate) fn block(&self) -> u64 {
+        match u64::from(self.config.blk_size.get()) {
+            len if !self.accepted.contains(Features::BLK_SIZE) || len > 1 << 20 => 1,
+            len => (len / SECTOR_LEN_BYTES).max(1),
+        }
+    }
+
     /// The longest descriptor that the device takes, in bytes.
     pub(crate) fn segment_max_bytes(&self) -> u64 {
         match u64::from(self.config.size_max.get()) {

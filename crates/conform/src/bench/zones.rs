@@ -331,6 +331,17 @@ impl Bench<'_> {
         Ok(self.random.bytes(bytes(granules * granule)))
     }
 
+    /// The disk's block in sectors.
+    pub(crate) fn block(&mut self) -> Result<u64, Stop> {
+        Ok(self.disk()?.block())
+    }
+
+    /// Data of `blocks` times the disk's block.
+    pub(crate) fn blocks(&mut self, blocks: u64) -> Result<Vec<u8>, Stop> {
+        let block = self.block()?;
+        Ok(self.random.bytes(bytes(blocks * block)))
+    }
+
     /// Data of the least length that can be written to a sequential zone.
     pub(crate) fn granule(&mut self) -> Result<Vec<u8>, Stop> {
         self.granules(1)

@@ -45,7 +45,7 @@ pub(super) const CASES: &[Case] = &[
     }),
     Case::required(
         "S22-c",
-        "the last sector of the disk is read",
+        "the last block of the disk is read",
         "The disk's sectors are those below `capacity` (5.2.4).",
         last_sector,
     ),
@@ -186,7 +186,11 @@ fn last_sector(bench: &mut Bench<'_>) -> Verdict {
     if disk.capacity_sectors == 0 {
         return skip("the disk has no sectors");
     }
-    let sector = disk.capacity_sectors - 1;
+    let block = disk.block();
+    if !disk.capacity_sectors.is_multiple_of(block) {
+        return skip("the disk does not end with a block");
+    }
+    let sector = disk.capacity_sectors - block;
     if !disk.read_only {
         let zoned = disk.zoned.is_some_and(|zoned| zoned.has_zones());
         let last = if zoned { bench.survey()?.last.filter(|zone| zone.end() > sector) } else { None };
@@ -199,13 +203,13 @@ fn last_sector(bench: &mut Bench<'_>) -> Verdict {
             }
             None if zoned => return skip("the last zone can't be written"),
             _ => {
-                let data = bench.random.bytes(512);
+                let data = bench.blocks(1)?;
                 bench.ok(&Request::write(sector, data.clone()))?;
                 bench.holds(sector, &data)?;
             }
         }
     }
-    bench.ok(&Request::read(sector, 1)).map(drop)
+    bench.ok(&Request::read(sector, block)).map(drop)
 }
 
 /// What happens in one zone is not seen in those beside it.

@@ -158,10 +158,11 @@ fn writable(bench: &mut Bench<'_>) -> Result<(u64, Vec<u8>), Stop> {
         return skip("the disk is read-only");
     }
     if disk.zoned.is_none_or(|zoned| !zoned.has_zones()) {
-        return Ok((0, bench.random.bytes(4096)));
+        let data = bench.blocks(8)?;
+        return Ok((0, data));
     }
     let zone = match bench.sequential(1) {
-        Err(Stop::Skip(_)) => return Ok((bench.conventional()?.start, bench.random.bytes(512))),
+        Err(Stop::Skip(_)) => return Ok((bench.conventional()?.start, bench.blocks(1)?)),
         zone => zone?,
     };
     bench.bring(&zone, ZoneState::Empty)?;

@@ -126,7 +126,7 @@ pub(super) const CASES: &[Case] = &[
     }),
     Case::ours("R8-e", "management of a zone past the disk", PAST_THE_END, past_the_end),
     offline("V29-a", "IN from an OFFLINE zone", |bench| {
-        of_offline(bench, |start, _| Request::read(start, 1))
+        of_offline(bench, |start, granule| Request::read(start, granule.len() as u64 / SECTOR_LEN_BYTES))
     }),
     offline("V29-b", "OUT to an OFFLINE zone", |bench| of_offline(bench, Request::write)),
     offline("V29-c", "ZONE_APPEND to an OFFLINE zone", |bench| {
@@ -204,7 +204,7 @@ fn refused(bench: &mut Bench<'_>, state: ZoneState, request: fn(u64) -> Request)
 
 fn on_conventional(bench: &mut Bench<'_>, request: fn(u64) -> Request) -> Verdict {
     let zone = bench.conventional()?;
-    let data = bench.random.bytes(512);
+    let data = bench.blocks(1)?;
     bench.prepare(&Request::write(zone.start, data))?;
     bench.refuses(&request(zone.start), &[Status::ZoneInvalidCmd])
 }
@@ -269,7 +269,7 @@ fn many_at_once(bench: &mut Bench<'_>) -> Verdict {
 
 fn conventional_data_survives(bench: &mut Bench<'_>) -> Verdict {
     let zone = bench.conventional()?;
-    let data = bench.random.bytes(512);
+    let data = bench.blocks(1)?;
     bench.prepare(&Request::write(zone.start, data.clone()))?;
     bench.ok(&Request::reset_all())?;
     bench.is(&zone, ZoneState::NotWp, 0)?;

@@ -120,6 +120,12 @@ pub(super) const CASES: &[Case] = &[
         "Where CONFIG_WCE is negotiated and FLUSH is not, `writeback` begins with 0 (5.2.5.2).",
         cache_mode_without_flush,
     ),
+    Case::required(
+        "S5-d",
+        "the cache mode is set through writeback",
+        "With CONFIG_WCE negotiated, the cache mode can be read and set through `writeback`, 0 or 1 (5.2.5).",
+        cache_mode_is_set,
+    ),
 ];
 
 /// What no session can do without.
@@ -182,9 +188,10 @@ fn goes_on_without_zoned(bench: &mut Bench<'_>) -> Verdict {
     if model(bench)?.is_none() {
         return skip("the disk does not offer ZONED");
     }
+    let block = bench.block()?;
     let started = start_without_zoned(bench)?;
     bench.check(started == Started::Accepted, "FEATURES_OK stays set", "it is refused")?;
-    bench.ok(&Request::read(0, 1)).map(drop)
+    bench.ok(&Request::read(0, block)).map(drop)
 }
 
 fn zoned_fields_are_zero_without_zoned(bench: &mut Bench<'_>) -> Verdict {
@@ -278,4 +285,21 @@ fn cache_mode_without_flush(bench: &mut Bench<'_>) -> Verdict {
     }
     let config = BlkConfig::read_from_bytes(&bench.config()?).unwrap_or_default();
     bench.check(config.writeback == 0, "writeback 0", format!("{}", config.writeback))
+}
+
+fn cache_mode_is_set(bench: &mut Bench<'_>) -> Verdict {
+    let disk = bench.disk()?;
+    if !disk.offered.contains(Features::CONFIG_WCE | Features::FLUSH) {
+        return skip("the disk does not offer CONFIG_WCE and FLUSH");
+    }
+    if bench.start(disk.accepted | Features::CONFIG_WCE)? == Started::Refused {
+        return skip("the disk refuses CONFIG_WCE");
+    }
+    let before = bench.config()?[32];
+    for mode in [0, 1, before] {
+        bench.write_config(32, mode)?;
+        let found = bench.link_config()?[32];
+        bench.check(found == mode, format!("writeback {mode}"), format!("{found}"))?;
+    }
+    Ok(())
 }

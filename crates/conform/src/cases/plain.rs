@@ -4,8 +4,11 @@ use alloc::format;
 use alloc::vec;
 use alloc::vec::Vec;
 
-use virtio_zbd_spec::{DiscardWriteZeroes, Features, RequestType, SECTOR_LEN_BYTES, Status, ZoneState};
-use zerocopy::IntoBytes;
+use virtio_zbd_spec::request::{LIFETIME_EXCEEDED, PreEolInfo};
+use virtio_zbd_spec::{
+    DiscardWriteZeroes, Features, Lifetime, RequestType, SECTOR_LEN_BYTES, Status, ZoneState,
+};
+use zerocopy::{FromBytes, IntoBytes};
 
 use crate::bench::{Bench, Request, Stop, Verdict, Zone, skip, status_name};
 use crate::case::Case;
@@ -30,7 +33,8 @@ pub(super) const CASES: &[Case] = &[
         |bench| {
             let zone = erasable(bench)?;
             bench.bring(&zone, ZoneState::Full)?;
-            let request = range(RequestType::SecureErase, zone.start, zone.len - 1, 0);
+            let block = bench.block()?;
+            let request = range(RequestType::SecureErase, zone.start, zone.len - block, 0);
             let reply = bench.send(&request)?;
             bench.check(!reply.is_ok(), "an error", status_name(reply.status))?;
             bench.is(&zone, ZoneState::Full, 0)
@@ -58,7 +62,8 @@ pub(super) const CASES: &[Case] = &[
         "A request that the device does not support is answered with UNSUPP (5.2.6).",
         |bench| {
             bench.disk()?;
-            for kind in [2, 17, 27, 99, u32::MAX] {
+            // None with a past: older versions had SCSI commands (2, 3) and barriers (5, the highest bit).
+            for kind in [17, 27, 99, 0x7fff_0000] {
                 bench.answers(&Request { kind, sector: 0, data: Vec::new(), room: 0 }, &[Status::Unsupp])?;
             }
             Ok(())
@@ -89,20 +94,20 @@ pub(super) const CASES: &[Case] = &[
         },
     ),
     Case::required("S17-d", "WRITE_ZEROES with an unknown flag", UNKNOWN_FLAG, |bench| {
-        with(bench, Features::WRITE_ZEROES)?;
-        bench.answers(&range(RequestType::WriteZeroes, 0, 1, 2), &[Status::Unsupp]).map(drop)
+        let block = with(bench, Features::WRITE_ZEROES)?;
+        bench.answers(&range(RequestType::WriteZeroes, 0, block, 2), &[Status::Unsupp]).map(drop)
     }),
     Case::required("S17-e", "DISCARD with an unknown flag", UNKNOWN_FLAG, |bench| {
-        with(bench, Features::DISCARD)?;
-        bench.answers(&range(RequestType::Discard, 0, 1, 2), &[Status::Unsupp]).map(drop)
+        let block = with(bench, Features::DISCARD)?;
+        bench.answers(&range(RequestType::Discard, 0, block, 2), &[Status::Unsupp]).map(drop)
     }),
     Case::required(
         "S17-f",
         "DISCARD with unmap",
         "DISCARD with the unmap flag is answered with UNSUPP (5.2.6.2).",
         |bench| {
-            with(bench, Features::DISCARD)?;
-            bench.answers(&range(RequestType::Discard, 0, 1, 1), &[Status::Unsupp]).map(drop)
+            let block = with(bench, Features::DISCARD)?;
+            bench.answers(&range(RequestType::Discard, 0, block, 1), &[Status::Unsupp]).map(drop)
         },
     ),
     Case::required(
@@ -116,11 +121,12 @@ pub(super) const CASES: &[Case] = &[
         "a plain disk keeps what is written to it",
         "OUT writes and IN reads sectors of 512 bytes (5.2.6).",
         |bench| {
-            let disk = plain(bench)?;
-            let places = [disk / 2, 0, disk - 4];
+            let block = bench.block()?;
+            let blocks = plain(bench)? / block;
             let mut written = Vec::new();
-            for sector in places {
-                let data = bench.random.bytes(2048);
+            for place in [blocks / 2, 0, blocks.saturating_sub(4)] {
+                let sector = place * block;
+                let data = bench.blocks(4.min(blocks))?;
                 bench.ok(&Request::write(sector, data.clone()))?;
                 written.push((sector, data));
             }
@@ -129,6 +135,12 @@ pub(super) const CASES: &[Case] = &[
             }
             Ok(())
         },
+    ),
+    Case::required(
+        "S17-i",
+        "GET_LIFETIME has no reserved values",
+        "Where LIFETIME is offered, the device sends no reserved values (5.2.6.2).",
+        lifetime,
     ),
 ];
 
@@ -162,8 +174,8 @@ fn erasable(bench: &mut Bench<'_>) -> Result<Zone, Stop> {
     Ok(zone)
 }
 
-/// A session with a feature that is not in all of them.
-fn with(bench: &mut Bench<'_>, feature: Features) -> Verdict {
+/// A session with a feature that is not in all of them. Returns the disk's block in sectors.
+fn with(bench: &mut Bench<'_>, feature: Features) -> Result<u64, Stop> {
     let disk = bench.disk()?;
     if !disk.offered.contains(feature) {
         return skip(format!("the disk does not offer {feature:?}"));
@@ -177,7 +189,7 @@ fn with(bench: &mut Bench<'_>, feature: Features) -> Verdict {
     if bench.start(disk.accepted | feature)? == Started::Refused {
         return skip("the disk refuses these features");
     }
-    Ok(())
+    Ok(disk.block())
 }
 
 /// The capacity of a disk without zones that can be written, in sectors.
@@ -186,7 +198,7 @@ fn plain(bench: &mut Bench<'_>) -> Result<u64, Stop> {
     if disk.zoned.is_some_and(|zoned| zoned.has_zones()) {
         return skip("the disk has zones");
     }
-    if disk.read_only || disk.capacity_sectors < 8 {
+    if disk.read_only || disk.capacity_sectors < 8 * disk.block() {
         return skip("the disk is read-only or too small");
     }
     Ok(disk.capacity_sectors)
@@ -197,15 +209,30 @@ fn zeroes(bench: &mut Bench<'_>) -> Verdict {
     let sector = if disk.zoned.is_some_and(|zoned| zoned.has_zones()) {
         bench.conventional()?.start
     } else {
-        plain(bench)? / 2
+        let block = bench.block()?;
+        let middle = plain(bench)? / 2;
+        middle - middle % block
     };
-    with(bench, Features::WRITE_ZEROES)?;
+    let block = with(bench, Features::WRITE_ZEROES)?;
     for flags in [0, 1] {
-        let data = bench.random.bytes(1024);
+        let len = usize::try_from(block * SECTOR_LEN_BYTES).unwrap_or(512);
+        let data = bench.random.bytes(2 * len);
         bench.prepare(&Request::write(sector, data.clone()))?;
-        bench.ok(&range(RequestType::WriteZeroes, sector, 1, flags))?;
-        bench.holds(sector, &vec![0; 512])?;
-        bench.holds(sector + 512 / SECTOR_LEN_BYTES, &data[512..])?;
+        bench.ok(&range(RequestType::WriteZeroes, sector, block, flags))?;
+        bench.holds(sector, &vec![0; len])?;
+        bench.holds(sector + block, &data[len..])?;
     }
     Ok(())
+}
+
+fn lifetime(bench: &mut Bench<'_>) -> Verdict {
+    if !bench.disk()?.accepted.contains(Features::LIFETIME) {
+        return skip("the disk does not offer LIFETIME");
+    }
+    let reply = bench.ok(&Request::op(RequestType::GetLifetime, 0).with_room(6))?;
+    let lifetime = Lifetime::read_from_bytes(&reply.data).unwrap_or_default();
+    let estimates = [lifetime.device_lifetime_est_typ_a.get(), lifetime.device_lifetime_est_typ_b.get()];
+    let known = PreEolInfo::try_from(lifetime.pre_eol_info.get()).is_ok()
+        && estimates.iter().all(|&estimate| estimate <= LIFETIME_EXCEEDED);
+    bench.check(known, "no reserved value", format!("{lifetime:?}"))
 }

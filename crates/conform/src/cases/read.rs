@@ -17,14 +17,15 @@ pub(super) const CASES: &[Case] = &[
         }
         Ok(())
     }),
-    Case::required("S14-b", "single sectors, in any order", AT_RANDOM, single_sectors),
+    Case::required("S14-b", "single blocks, in any order", AT_RANDOM, single_blocks),
     Case::required(
         "S14-c",
         "reading a RDONLY zone",
         "What was written can be read from a RDONLY zone (5.2.6).",
         |bench| {
             let zone = bench.read_only_zone()?;
-            let reply = bench.send(&Request::read(zone.start, 1))?;
+            let block = bench.block()?;
+            let reply = bench.send(&Request::read(zone.start, block))?;
             // Where nothing is written the device may refuse (V31); what it says then is not of the zone's state.
             bench.check(
                 reply.is_ok() || !matches!(reply.status, 3..=6),
@@ -39,6 +40,22 @@ pub(super) const CASES: &[Case] = &[
         bench.holds(zone.start, &data)?;
         bench.is(&zone, ZoneState::Closed, zone.start + sectors(&data))
     }),
+    Case::ours("S14-e", "IN of single sectors where the block is larger", BELOW_BLOCK, |bench| {
+        below_block(bench)?;
+        blocks_of(bench, 1)
+    }),
+    Case::ours(
+        "S14-f",
+        "OUT of single sectors to a conventional zone where the block is larger",
+        BELOW_BLOCK,
+        |bench| {
+            below_block(bench)?;
+            let zone = bench.conventional()?;
+            let data = bench.random.bytes(512);
+            bench.ok(&Request::write(zone.start + 1, data.clone()))?;
+            bench.holds(zone.start + 1, &data)
+        },
+    ),
     Case::required("V25-e", "IN across two sequential zones", ACROSS, |bench| {
         in_across(bench, Zone::must_be_sequential, "two sequential write required zones in a row")
     }),
@@ -53,7 +70,9 @@ pub(super) const CASES: &[Case] = &[
         |bench| {
             let what = "sequential zone behind a conventional one";
             let (_, second) = bench.neighbours(Zone::is_conventional, Zone::must_be_sequential, what)?;
-            bench.answers(&Request::read(second.start - 1, 2), &[Status::ZoneInvalidCmd]).map(drop)
+            let block = bench.block()?;
+            let sector = second.start.saturating_sub(block);
+            bench.answers(&Request::read(sector, 2 * block), &[Status::ZoneInvalidCmd]).map(drop)
         },
     ),
     Case::required("V30-a", "what a RESET has taken is gone", UNWRITTEN, |bench| {
@@ -84,8 +103,9 @@ pub(super) const CASES: &[Case] = &[
         |bench| {
             let zone = bench.sequential(1)?;
             bench.bring(&zone, ZoneState::Empty)?;
-            pattern_or_failure(bench, &Request::read(zone.start, 1))?;
-            pattern_or_failure(bench, &Request::read(zone.end() - 1, 1))?;
+            let block = bench.block()?;
+            pattern_or_failure(bench, &Request::read(zone.start, block))?;
+            pattern_or_failure(bench, &Request::read(zone.end().saturating_sub(block), block))?;
             bench.is(&zone, ZoneState::Empty, zone.start)
         },
     ),
@@ -110,7 +130,10 @@ pub(super) const CASES: &[Case] = &[
             let fits = |zone: &Zone, _| zone.capacity < zone.len;
             let zone = bench.fillable_that(1, fits, "capacity is less than its length")?;
             bench.fill(&zone, 0)?;
-            pattern_or_failure(bench, &Request::read(zone.capacity_end(), zone.len - zone.capacity)).map(drop)
+            let sectors = (zone.len - zone.capacity).min(bench.request_max_bytes() / SECTOR_LEN_BYTES);
+            pattern_or_failure(bench, &Request::read(zone.capacity_end(), sectors))?;
+            let block = bench.block()?;
+            pattern_or_failure(bench, &Request::read(zone.end().saturating_sub(block), block)).map(drop)
         },
     ),
     Case::recommended(
@@ -120,7 +143,8 @@ pub(super) const CASES: &[Case] = &[
         |bench| {
             let zone = bench.sequential(1)?;
             bench.bring(&zone, ZoneState::Empty)?;
-            bench.ok(&Request::read(zone.start, 1))?;
+            let block = bench.block()?;
+            bench.ok(&Request::read(zone.start, block))?;
             let (reply, _) = across_write_pointer(bench)?;
             bench.check(reply.is_ok(), "OK", status_name(reply.status))
         },
@@ -132,7 +156,8 @@ pub(super) const CASES: &[Case] = &[
         |bench| {
             let zone = bench.sequential(3)?;
             bench.bring(&zone, ZoneState::ImplicitOpen)?;
-            let read = Request::read(zone.capacity_end() - 1, 1);
+            let block = bench.block()?;
+            let read = Request::read(zone.capacity_end().saturating_sub(block), block);
             let first = pattern_or_failure(bench, &read)?;
             let second = pattern_or_failure(bench, &read)?;
             bench.check(first == second, "the same bytes", "other bytes")
@@ -145,25 +170,44 @@ pub(super) const CASES: &[Case] = &[
         |bench| {
             let zone = bench.sequential(3)?;
             bench.bring(&zone, ZoneState::ImplicitOpen)?;
-            let reply = bench.ok(&Request::read(zone.capacity_end() - 1, 1))?;
+            let block = bench.block()?;
+            let reply = bench.ok(&Request::read(zone.capacity_end().saturating_sub(block), block))?;
             bench.check(reply.data.iter().all(|&byte| byte == 0), "zeros", "something else")
         },
     ),
 ];
 
 const AT_RANDOM: &str = "Zones can be read at any place and in any order, in multiples of 512 bytes (5.2.6).";
+const BELOW_BLOCK: &str = "`blk_size` is what suits a disk best and does not change the units of the protocol, which are 512 bytes; \
+                           drivers keep to whole blocks (5.2.5).";
 const ACROSS: &str = "IN from a sequential write required zone with sectors in more than one zone is answered with ZONE_INVALID_CMD (5.2.6.2).";
 const UNWRITTEN: &str = "What lies between the write pointer and the zone's end counts as unwritten, also after FINISH: it is \
                          read as a pattern or not at all (5.2.6.2).";
 
-fn single_sectors(bench: &mut Bench<'_>) -> Verdict {
+fn below_block(bench: &mut Bench<'_>) -> Verdict {
+    if bench.block()? < 2 {
+        return skip("blk_size is not offered, or 512");
+    }
+    Ok(())
+}
+
+fn single_blocks(bench: &mut Bench<'_>) -> Verdict {
+    let block = bench.block()?;
+    blocks_of(bench, block)
+}
+
+/// Writes, and reads a few pieces of so many sectors in another order.
+fn blocks_of(bench: &mut Bench<'_>, unit: u64) -> Verdict {
     let zone = bench.sequential(3)?;
     let data = bench.bring(&zone, ZoneState::ImplicitOpen)?;
-    let last = sectors(&data) - 1;
-    let somewhere = bench.random.below(last + 1);
-    for sector in [last, 0, somewhere, last / 2] {
-        let at = usize::try_from(sector * SECTOR_LEN_BYTES).unwrap_or(0);
-        bench.holds(zone.start + sector, &data[at..at + 512])?;
+    let count = sectors(&data) / unit;
+    if count == 0 {
+        return skip("two granules are less than a block");
+    }
+    let somewhere = bench.random.below(count);
+    for index in [count - 1, 0, somewhere, count / 2] {
+        let bytes = |units: u64| usize::try_from(units * unit * SECTOR_LEN_BYTES).unwrap_or(0);
+        bench.holds(zone.start + index * unit, &data[bytes(index)..bytes(index + 1)])?;
     }
     Ok(())
 }
@@ -171,7 +215,8 @@ fn single_sectors(bench: &mut Bench<'_>) -> Verdict {
 fn in_across(bench: &mut Bench<'_>, second_is: fn(&Zone) -> bool, what: &str) -> Verdict {
     let (first, second) = bench.neighbours(Zone::must_be_sequential, second_is, what)?;
     bench.bring(&first, ZoneState::Empty)?;
-    bench.refuses(&Request::read(second.start - 1, 2), &[Status::ZoneInvalidCmd])
+    let block = bench.block()?;
+    bench.refuses(&Request::read(second.start.saturating_sub(block), 2 * block), &[Status::ZoneInvalidCmd])
 }
 
 /// Writes two granules, takes them away, and looks whether any of the second one is still there.

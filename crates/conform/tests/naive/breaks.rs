@@ -16,6 +16,7 @@ pub(crate) enum Break {
     CacheModeWithoutFlush,
     NoFlush,
     WriteBackWithoutFlush,
+    WriteBackStuck,
     OffersWriteZeroes,
     OffersDiscard,
     UnknownModel,
@@ -141,6 +142,7 @@ pub(crate) enum Break {
     UnwrittenFails,
     PatternChanges,
     PatternOfOnes,
+    WholeBlocksOnly,
     // Zones at the edges.
     ShortZoneDead,
     FirstZoneDead,
@@ -156,6 +158,7 @@ pub(crate) enum Break {
     UnknownTypeIsOk,
     IdOfGarbage,
     FlushFails,
+    LifetimeReserved,
     // Framing.
     HeaderAlone,
     DataInSectors,

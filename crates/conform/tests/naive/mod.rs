@@ -21,6 +21,7 @@ pub(crate) struct Naive {
     data: Vec<u8>,
     /// What was written to the configuration where that is possible.
     scribble: Option<[u8; CONFIG_LEN_BYTES]>,
+    write_back: bool,
     refused_before: bool,
     hangs: bool,
     /// Implicitly open zones, the oldest first.
@@ -62,6 +63,7 @@ impl Naive {
             zones,
             data,
             scribble: None,
+            write_back: false,
             refused_before: false,
             hangs: false,
             implicit: vec![],
@@ -119,11 +121,11 @@ impl Naive {
             capacity: shape.capacity_sectors.into(),
             seg_max: shape.seg_max.into(),
             size_max: shape.size_max.into(),
+            blk_size: shape.block.into(),
             num_queues: if self.is(Break::NoQueues) { 0 } else { shape.queues }.into(),
             ..BlkConfig::default()
         };
-        let write_back = self.accepted.contains(Features::FLUSH) || self.is(Break::WriteBackWithoutFlush);
-        config.writeback = u8::from(write_back);
+        config.writeback = u8::from(self.write_back);
         config.max_secure_erase_sectors = u32::MAX.into();
         let alignment = if self.is(Break::EraseAlignmentOfOne) { 1 } else { shape.zone_sectors };
         config.secure_erase_sector_alignment = u32::try_from(alignment).unwrap().into();
@@ -175,6 +177,7 @@ impl Link for Naive {
             return Ok(Started::Refused);
         }
         self.accepted = features;
+        self.write_back = features.contains(Features::FLUSH) || self.is(Break::WriteBackWithoutFlush);
         Ok(Started::Accepted)
     }
 
@@ -193,6 +196,10 @@ impl Link for Naive {
     }
 
     fn write_config(&mut self, offset: usize, byte: u8) -> Result<(), LinkError> {
+        let can_be_set = self.accepted.contains(Features::CONFIG_WCE) && !self.is(Break::WriteBackStuck);
+        if offset == 32 && can_be_set {
+            self.write_back = byte != 0;
+        }
         if self.is(Break::WritableConfiguration) {
             let mut config = self.config()?;
             config[offset] = byte;

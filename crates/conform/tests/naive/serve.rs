@@ -103,6 +103,11 @@ impl Naive {
                 }
                 DONE
             }
+            RequestType::GetLifetime if self.accepted.contains(Features::LIFETIME) => {
+                room.fill(0);
+                room[0] = if self.is(Break::LifetimeReserved) { 4 } else { 1 };
+                DONE
+            }
             RequestType::GetLifetime => no(Status::Unsupp),
             RequestType::Discard | RequestType::WriteZeroes | RequestType::SecureErase => {
                 self.ranges(kind, data)
@@ -120,6 +125,9 @@ impl Naive {
         let Some(end) = self.end(sector, room.len()) else {
             return if self.is(Break::PastTheEndIsOk) { DONE } else { IOERR };
         };
+        if !self.whole_blocks(sector, room.len()) {
+            return IOERR;
+        }
         if self.is(Break::LastSectorDead) && end == self.shape.capacity_sectors {
             return IOERR;
         }
@@ -235,6 +243,13 @@ impl Naive {
             }
         }
         DONE
+    }
+
+    /// Whether a range is one that a device may want which serves whole blocks only.
+    pub(super) fn whole_blocks(&self, sector: u64, len_bytes: usize) -> bool {
+        let block = usize::try_from(self.shape.block).unwrap();
+        !self.is(Break::WholeBlocksOnly)
+            || (sector.is_multiple_of(block as u64 / 512) && len_bytes.is_multiple_of(block))
     }
 
     /// The sector behind a range, if the range is on the disk.

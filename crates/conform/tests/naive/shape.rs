@@ -19,6 +19,8 @@ pub(crate) struct Shape {
     pub(crate) queues: u16,
     pub(crate) seg_max: u32,
     pub(crate) size_max: u32,
+    /// The block in bytes, with BLK_SIZE.
+    pub(crate) block: u32,
     /// Zones that are worn from the beginning.
     pub(crate) worn: Vec<(usize, ZoneState)>,
 }
@@ -49,6 +51,7 @@ impl Shape {
             queues: 1,
             seg_max: 126,
             size_max: 1 << 20,
+            block: 512,
             worn: vec![],
         }
     }
@@ -82,6 +85,12 @@ impl Shape {
         self
     }
 
+    /// With a block size that is offered.
+    fn block(mut self, len_bytes: u32) -> Self {
+        self.block = len_bytes;
+        self.with(Features::BLK_SIZE)
+    }
+
     const fn queues(mut self, queues: u16) -> Self {
         self.queues = queues;
         self
@@ -98,7 +107,7 @@ pub(crate) fn usual() -> Shape {
         .limits(3, 5)
         .worn(5, ZoneState::ReadOnly)
         .worn(7, ZoneState::Offline)
-        .with(Features::MQ | Features::SECURE_ERASE)
+        .with(Features::MQ | Features::SECURE_ERASE | Features::LIFETIME)
         .queues(2)
 }
 
@@ -135,6 +144,7 @@ pub(crate) fn odd_capacities() -> Shape {
     Shape::new("each zone another capacity, conventional ones in between", 96, 4096, self::zones(&zones))
         .runt(56)
         .limits(2, 0)
+        .block(4096)
 }
 
 pub(crate) fn conventional() -> Shape {

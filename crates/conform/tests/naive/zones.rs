@@ -319,6 +319,9 @@ impl Naive {
         let Some(end) = self.end(sector, data.len()) else {
             return if self.is(Break::PastTheEndIsOk) { DONE } else { IOERR };
         };
+        if !self.whole_blocks(sector, data.len()) {
+            return IOERR;
+        }
         if !self.zoned() {
             self.store(sector, data);
             return DONE;
@@ -382,7 +385,7 @@ impl Naive {
     }
 
     pub(super) fn append(&mut self, sector: u64, data: &[u8]) -> Answer {
-        if self.shape.features.contains(Features::RO) {
+        if self.shape.features.contains(Features::RO) && !self.is(Break::ReadOnlyDiskWrites) {
             return IOERR;
         }
         let max = u64::from(self.shape.max_append) * 512;
