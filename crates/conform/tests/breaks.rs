@@ -74,6 +74,7 @@ const BREAKS: &[Row] = &[
     (CloseDoesNothing, shape::usual, &["V16-a", "V16-b", "V16-c", "V8-a"]),
     (FinishDoesNothing, shape::usual, &["V17-a", "V17-b", "V17-c", "G1-a", "G1-b"]),
     (ResetDoesNothing, shape::usual, &["V18-a", "V18-b", "V18-c", "V18-d", "V18-f"]),
+    (ResetLeavesHole, shape::usual, &["V18-a", "V18-f", "V23-k"]),
     (ResetAllDoesNothing, shape::usual, &["V19-a", "V19-b", "V19-c", "V19-d", "V19-e"]),
     (OpensFull, shape::usual, &["V15-d"]),
     (OpenOfOpenFails, shape::usual, &["S6-a"]),

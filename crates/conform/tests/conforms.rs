@@ -26,6 +26,28 @@ fn a_device_without_fault_passes_on_all_disks() {
     assert!(never.is_empty(), "skipped on all disks: {never:?}");
 }
 
+#[test]
+fn every_rule_has_a_case_and_the_table_is_in_order() {
+    let rules: BTreeSet<&str> = cases().iter().map(|case| case.rule).collect();
+    let wanted =
+        (1..=32).map(|number| format!("V{number}")).chain((1..=6).map(|number| format!("G{number}")));
+    let missing: Vec<String> = wanted.filter(|rule| !rules.contains(&rule[..])).collect();
+    assert!(missing.is_empty(), "no case for {missing:?}");
+
+    let key = |id: &str| {
+        let (rule, letter) = id[1..].split_once('-').unwrap();
+        ("VSRG".find(&id[..1]).unwrap(), rule.parse::<u32>().unwrap(), letter.to_string())
+    };
+    for pair in cases().windows(2) {
+        assert!(key(pair[0].id) < key(pair[1].id), "{} before {}", pair[0].id, pair[1].id);
+        assert!(pair[0].id.starts_with(pair[0].rule));
+    }
+    for case in cases() {
+        assert!(case.asks.contains("(2.") || case.asks.contains("(5.2"), "{} names no section", case.id);
+        assert!(!case.title.is_empty());
+    }
+}
+
 /// Runs all cases, and fails with the first that fails. Returns what was skipped.
 fn judge(shape: Shape, seed: u64) -> (Summary, BTreeSet<&'static str>) {
     let options = RunOptions { seed, ..RunOptions::default() };

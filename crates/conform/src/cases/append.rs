@@ -94,6 +94,13 @@ pub(super) const CASES: &[Case] = &[
     }),
     Case::required("V23-j", "more appends at once than a zone has room for", TELLS_WHERE, over_the_end),
     Case::required(
+        "V23-k",
+        "appends and a RESET, all under way at once",
+        "Requests are served in any order, but each as a whole: all below the write pointer was appended there since the RESET \
+         (5.2.6, 5.2.6.2).",
+        reset_among_appends,
+    ),
+    Case::required(
         "V24-a",
         "ZONE_APPEND where max_append_sectors is 0",
         "The request is answered with UNSUPP (5.2.6.2).",
@@ -269,6 +276,9 @@ fn at_once(bench: &mut Bench<'_>, count: usize, spread: bool, granules: fn(u64) 
             requests.push(Request::append(zones[which].start, data));
         }
     }
+    if requests.len() <= count {
+        return skip("the queue is too short for several requests at once");
+    }
     let replies = bench.send_all(&requests, spread)?;
     for (request, reply) in requests.iter().zip(&replies) {
         bench.check(reply.is_ok(), "OK for each", format!("{} for {request}", status_name(reply.status)))?;
@@ -290,6 +300,42 @@ fn at_once(bench: &mut Bench<'_>, count: usize, spread: bool, granules: fn(u64) 
             next += sectors(data);
         }
         bench.is(zone, ZoneState::ImplicitOpen, next)?;
+    }
+    Ok(())
+}
+
+/// Wherever the RESET came in the order of things: each granule below the write pointer is one that an append has put there.
+fn reset_among_appends(bench: &mut Bench<'_>) -> Verdict {
+    let zone = appendable(bench, 8)?;
+    let batch = bench.batch_max().min(8);
+    if batch < 3 {
+        return skip("the queue is too short for several requests at once");
+    }
+    bench.bring(&zone, ZoneState::Empty)?;
+    let mut requests = Vec::new();
+    for index in 0..batch {
+        let data = bench.granule()?;
+        requests.push(if index == batch / 2 {
+            Request::reset(zone.start)
+        } else {
+            Request::append(zone.start, data)
+        });
+    }
+    let replies = bench.send_all(&requests, false)?;
+    for (request, reply) in requests.iter().zip(&replies) {
+        bench.check(reply.is_ok(), "OK for each", format!("{} for {request}", status_name(reply.status)))?;
+    }
+    let seen = bench.see(&zone)?;
+    let granule = bench.writable()?.1.granule();
+    let end = zone.start + granule * (batch as u64 - 1);
+    let expected = format!("a write pointer of {} to {end}", zone.start);
+    bench.check((zone.start..=end).contains(&seen.wp), expected, seen.text())?;
+    for sector in (zone.start..seen.wp).step_by(usize::try_from(granule).unwrap_or(1)) {
+        let is = bench.ok(&Request::read(sector, granule))?.data;
+        let put = requests.iter().zip(&replies).any(|(request, reply)| {
+            !request.data.is_empty() && reply.append_sector == sector && request.data == is
+        });
+        bench.check(put, format!("data that was appended at sector {sector}"), "other data")?;
     }
     Ok(())
 }

@@ -64,6 +64,7 @@ pub(crate) enum Break {
     CloseDoesNothing,
     FinishDoesNothing,
     ResetDoesNothing,
+    ResetLeavesHole,
     ResetAllDoesNothing,
     OpensFull,
     OpenOfOpenFails,

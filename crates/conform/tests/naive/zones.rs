@@ -171,6 +171,14 @@ impl Naive {
             self.leak(Break::ResetLeaks, 1);
         }
         self.empty(index);
+        if self.is(Break::ResetLeavesHole) {
+            let granule = self.shape.granularity as usize;
+            let zone = &mut self.zones[index];
+            zone.wp += granule as u64 / 512;
+            zone.data_end = zone.wp;
+            let start = zone.start;
+            self.store(start, &vec![0; granule]);
+        }
         let before = index.wrapping_sub(1);
         if self.is(Break::ManagementReachesNeighbour)
             && self.zones.get(before).is_some_and(|zone| zone.kind != ZoneType::Conventional)
