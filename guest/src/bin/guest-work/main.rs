@@ -3,6 +3,9 @@
 //! - `guest-work files DIRECTORY SEED ROUND COUNT`: a tree of files on any file system.
 //! - `guest-work zonefs DIRECTORY SEED ROUND COUNT`: the zones of a mounted zonefs.
 //!
+//! - `guest-work storm DISK SEED COUNT MAX_OPEN MAX_ACTIVE plain|merging`: a zoned disk itself, with everything that Linux lets a
+//!   program do to it, right and wrong, against a model of the zones and of what Linux adds.
+//!
 //! A round is COUNT operations that follow from SEED and the rounds before. Each call first compares what is there with what
 //! the rounds before have left (they are played again, in memory alone), then plays its own round on both, then compares again.
 //! So nothing has to be kept between two calls but the disk.
@@ -11,6 +14,7 @@
 mod bytes;
 mod files;
 mod ring;
+mod storm;
 mod zonefs;
 
 use std::io::Write;
@@ -35,6 +39,7 @@ fn work(args: &[String]) -> Result<()> {
     match words.as_slice() {
         ["files", dir, rest @ ..] => files::work(&PathBuf::from(dir).join("tree"), Rounds::parse(rest)?),
         ["zonefs", dir, rest @ ..] => zonefs::work(&PathBuf::from(dir), Rounds::parse(rest)?),
+        ["storm", rest @ ..] => storm::work(rest),
         _ => {
             bail!("this is a helper of the project's guest tests; the head of its source says how to call it")
         }

@@ -13,6 +13,7 @@ pub(crate) const DEPTH_MAX: u32 = 64;
 #[derive(Debug)]
 pub(crate) enum Work<'a> {
     Write { file: BorrowedFd<'a>, offset: u64, bytes: &'a [u8] },
+    Read { file: BorrowedFd<'a>, offset: u64, bytes: &'a mut [u8] },
 }
 
 /// A ring.
@@ -68,6 +69,11 @@ impl Work<'_> {
         match self {
             Work::Write { file, offset, bytes } => {
                 opcode::Write::new(types::Fd(file.as_raw_fd()), bytes.as_ptr(), len(bytes))
+                    .offset(*offset)
+                    .build()
+            }
+            Work::Read { file, offset, bytes } => {
+                opcode::Read::new(types::Fd(file.as_raw_fd()), bytes.as_mut_ptr(), len(bytes))
                     .offset(*offset)
                     .build()
             }
