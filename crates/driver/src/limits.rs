@@ -7,12 +7,15 @@ use crate::error::ProbeError;
 /// The most bytes that one request carries even if the device names no limit.
 const TRANSFER_LEN_BYTES_MAX: u64 = 1 << 30;
 
-/// Whether the caller can cope with a host-managed disk.
+/// Which zones the caller can cope with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ZoneSupport {
-    /// Zones are wanted.
+    /// Those of a host-managed disk. A host-aware one is used as a regular disk (R5).
     #[default]
     Yes,
+    /// Those of a host-aware disk, too: its zones are checked, reported and managed. Its sequential-write-preferred zones can be written
+    /// anywhere, and have no append.
+    HostAware,
     /// A host-managed disk is refused, never used as a regular disk (L3).
     No,
 }
@@ -66,7 +69,7 @@ impl RangeLimits {
     }
 }
 
-/// The zones of a host-managed disk.
+/// The zones of a disk: a host-managed one, or a host-aware one where that was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Zoned {
     /// Length of each zone but the last, which may be shorter (V6). Any number, not only powers of two (L5).
@@ -131,7 +134,9 @@ impl Geometry {
         // R5, L2: the other models' zoned fields mean nothing to a driver that treats the disk as a regular one.
         let zoned = match (model, support) {
             (Model::HostManaged, ZoneSupport::No) => return Err(ProbeError::ZonesNotWanted),
-            (Model::HostManaged, ZoneSupport::Yes) => Some(zoned(config, capacity_sectors, block_len_bytes)?),
+            (Model::HostManaged, _) | (Model::HostAware, ZoneSupport::HostAware) => {
+                Some(zoned(config, capacity_sectors, block_len_bytes)?)
+            }
             (Model::None | Model::HostAware, _) => None,
         };
         let unit_bytes = zoned.map_or(u64::from(block_len_bytes), |zoned| {
@@ -148,7 +153,14 @@ impl Geometry {
             queues: if features.contains(Features::MQ) { config.num_queues.get().max(1) } else { 1 },
             model,
             zoned,
-            limits: limits(config, features, queue_depth, block_len_bytes, unit_bytes, zoned.is_some())?,
+            limits: limits(
+                config,
+                features,
+                queue_depth,
+                block_len_bytes,
+                unit_bytes,
+                model == Model::HostManaged,
+            )?,
         })
     }
 }

@@ -76,6 +76,16 @@ pub enum StoreError {
     /// A commit named a zone that the disk does not have.
     #[error("{name}: zone {zone} does not exist; the disk has {zone_count} zones")]
     NoSuchZone { name: String, zone: u32, zone_count: u32 },
+    /// A conventional zone has no condition that could change.
+    #[error(
+        "{name}: zone {zone} is conventional; it can't be read-only or offline, and needs not be made good"
+    )]
+    Conventional { name: String, zone: u32 },
+    /// Zones that come back into use would be too many.
+    #[error(
+        "{name}: {active} zones would be active, and the disk allows {max_active_zones}; reset or finish others first, or take fewer zones back"
+    )]
+    TooManyActive { name: String, active: u32, max_active_zones: u32 },
     /// A commit was to reset a zone that was not published as empty, so its data is in use.
     #[error("{name}: zone {zone} was to be reset but is not empty: {found:?}")]
     NotEmpty { name: String, zone: u32, found: Option<ZoneState> },

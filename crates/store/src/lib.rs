@@ -41,7 +41,7 @@ pub use host::{HostFault, HostStore};
 pub use image::{
     CheckOptions, CheckReport, CheckedImage, CreateOptions, Finding, FindingKind, ImageFault, ImageInfo,
     ImageStore, LastUse, NextOpening, Omitted, OpenOptions, Opens, Remedy, Repaired, Severity, UndoFault,
-    ZoneCounts, ZoneRanges,
+    ZoneCounts, ZoneFate, ZoneRanges,
 };
 pub use inject::{FaultRule, FaultRuleError, Faults};
 pub use lane::{EngineChoice, Event, Lane, Zeroing, reserve_rings};

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use virtio_zbd_store::FaultRule;
 
-use crate::parse::{self, ZoneRange};
+use crate::parse::{self, ZoneRange, ZoneSet};
 use crate::size::Size;
 
 /// Zoned disks for virtual machines: a host-managed zoned disk from a plain file or from RAM, for any VMM over vhost-user.
@@ -25,6 +25,8 @@ pub(crate) enum Command {
     Serve(ServeArgs),
     /// Make a disk, serve it, use it over vhost-user and show its zones: all in this process, and gone afterwards.
     Demo,
+    /// Show the disks that have a name, for `vzbd create --profile`.
+    Profiles(ProfilesArgs),
     /// Show what a disk is.
     Info(InfoArgs),
     /// Show the zones of a disk.
@@ -40,6 +42,9 @@ pub(crate) enum Command {
     Finish(ZonesArgs),
     /// Make zones empty: what is in them is gone.
     Reset(ZonesArgs),
+    /// Do something to the zones of an image by hand.
+    #[command(subcommand)]
+    Zone(ZoneCommand),
     /// Read from a disk.
     Read(ReadArgs),
     /// Write to a disk; flushed at the end.
@@ -55,11 +60,42 @@ pub(crate) enum Command {
     Conform(ConformArgs),
 }
 
+#[derive(Debug, Subcommand)]
+pub(crate) enum ZoneCommand {
+    /// Take zones out of use, or back into use, in an image that nobody serves: to see what a driver or a file system makes of it.
+    SetState(SetStateArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SetStateArgs {
+    /// The image.
+    pub(crate) image: PathBuf,
+    /// Zones by number: 3, 3..7 (without 7), 3..=7 (with 7), 3.. (to the last one), several with commas between.
+    #[arg(value_name = "ZONE", value_delimiter = ',', required = true, num_args = 1)]
+    pub(crate) zones: Vec<ZoneRange>,
+    /// What becomes of them.
+    #[arg(value_enum)]
+    pub(crate) state: Fate,
+}
+
+/// What becomes of a zone by hand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Fate {
+    /// It can be read and not written, as after a failure of the medium.
+    ReadOnly,
+    /// It can't even be read.
+    Offline,
+    /// It is in use again, with what was below its write pointer: empty, closed or full.
+    Good,
+}
+
 /// What kind of disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Zoned {
     /// Sequential zones that are written only at their write pointer.
     HostManaged,
+    /// Zones that should be written so but take every write: a driver may use the disk as a regular one.
+    HostAware,
     /// No zones: a regular disk, its sectors from the file's first byte on.
     None,
 }
@@ -67,33 +103,41 @@ pub(crate) enum Zoned {
 #[derive(Debug, Args)]
 pub(crate) struct CreateArgs {
     /// The file to make; by habit its name ends in .zbd.
-    pub(crate) path: PathBuf,
+    #[arg(required_unless_present = "profile")]
+    pub(crate) path: Option<PathBuf>,
     /// Length of the disk: 4G, 1.5T; powers of 1024.
-    #[arg(long)]
-    pub(crate) size: Size,
+    #[arg(long, required_unless_present = "profile")]
+    pub(crate) size: Option<Size>,
     #[command(flatten)]
     pub(crate) geometry: GeometryArgs,
-    /// The kind of disk.
-    #[arg(long, value_enum, default_value = "host-managed")]
-    pub(crate) zoned: Zoned,
+    /// The kind of disk [default: host-managed].
+    #[arg(long, value_enum)]
+    pub(crate) zoned: Option<Zoned>,
     /// Replace a file that is there already.
     #[arg(long)]
     pub(crate) force: bool,
 }
 
 /// The zones of a disk. Given for a disk without zones they are an error.
-#[derive(Clone, Copy, Debug, Args)]
+#[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Zones")]
 pub(crate) struct GeometryArgs {
+    /// Begin with a disk that has a name: smr-20tb, zns-1077m, tiny ... or a TOML file. Other options change what it says. `list` shows them all.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) profile: Option<String>,
     /// Length of a zone; the last one may be shorter [default: 64M].
     #[arg(long)]
     pub(crate) zone_size: Option<Size>,
-    /// Writable part of a sequential zone [default: the whole zone].
-    #[arg(long)]
-    pub(crate) zone_capacity: Option<Size>,
-    /// How many zones at the start are conventional [default: 0].
-    #[arg(long)]
-    pub(crate) conventional: Option<u32>,
+    /// Writable part of a sequential zone; with commas between several, the sequential zones have them in turn, again and again to the end of the
+    /// disk [default: the whole zone].
+    #[arg(long, value_name = "SIZE[,SIZE]...", value_delimiter = ',')]
+    pub(crate) zone_capacity: Option<Vec<Size>>,
+    /// How many zones at the start are conventional, or which ones: 4, or 0..2,100..102 [default: 0].
+    #[arg(long, value_name = "ZONES")]
+    pub(crate) conventional: Option<ZoneSet>,
+    /// Which zones of a host-managed disk are sequential-write-preferred: they take every write.
+    #[arg(long, value_name = "ZONES")]
+    pub(crate) preferred: Option<ZoneSet>,
     /// How many zones may be open at once; 0: no limit [default: 14].
     #[arg(long)]
     pub(crate) max_open: Option<u32>,
@@ -125,9 +169,9 @@ pub(crate) struct ServeArgs {
     /// Refuse every write.
     #[arg(long)]
     pub(crate) read_only: bool,
-    /// The kind of disk. `none` serves any file as a regular disk.
-    #[arg(long, value_enum, default_value = "host-managed")]
-    pub(crate) zoned: Zoned,
+    /// The kind of disk. `none` serves any file as a regular disk [default: host-managed; for an image what it is].
+    #[arg(long, value_enum)]
+    pub(crate) zoned: Option<Zoned>,
     /// How to reach the disk's file.
     #[arg(long, value_enum, default_value = "auto")]
     pub(crate) io: IoEngine,
@@ -275,6 +319,13 @@ pub(crate) struct TargetArgs {
     /// How many seconds the disk may take for one answer.
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = parse::seconds)]
     pub(crate) timeout: Duration,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ProfilesArgs {
+    /// For programs.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -7,29 +7,42 @@ use std::path::Path;
 use anyhow::Context;
 use rustix::fs::{FlockOperation, flock};
 use virtio_zbd_store::{CreateOptions, ImageStore};
+use virtio_zbd_zones::Model;
 
-use crate::cli::{CreateArgs, Zoned};
+use crate::cli::{CreateArgs, ProfilesArgs, Zoned};
+use crate::profile::{self, Wish};
 use crate::{geometry, wrong_call};
 
 pub(crate) fn run(args: &CreateArgs) -> anyhow::Result<()> {
-    match args.zoned {
-        Zoned::HostManaged => {
-            let geometry = geometry::of(args.size, &args.geometry)?;
-            ImageStore::create(
-                &args.path,
-                geometry,
-                CreateOptions { overwrite: args.force, ..CreateOptions::default() },
-            )?;
-        }
+    if Wish::is_list(&args.geometry) {
+        return profile::list(&ProfilesArgs { json: false });
+    }
+    let Some(path) = &args.path else {
+        return Err(wrong_call("the file to make is missing"));
+    };
+    let wish = Wish::new(args.size, args.zoned, &args.geometry)?;
+    let Some(size) = wish.size else {
+        return Err(wrong_call("--size is missing, and the profile says none"));
+    };
+    let model = match wish.zoned {
+        Zoned::HostManaged => Model::HostManaged,
+        Zoned::HostAware => Model::HostAware,
         Zoned::None => {
             geometry::refuse(&args.geometry, "--zoned none")?;
-            args.size.sectors("--size").map_err(wrong_call)?;
-            if args.size.bytes == 0 {
+            size.sectors("--size").map_err(wrong_call)?;
+            if size.bytes == 0 {
                 return Err(wrong_call("--size is 0; a disk has at least one sector of 512 bytes"));
             }
-            raw_file(&args.path, args.size.bytes, args.force)
-                .with_context(|| format!("{} could not be made", args.path.display()))?;
+            return raw_file(path, size.bytes, args.force)
+                .with_context(|| format!("{} could not be made", path.display()));
         }
+    };
+    let geometry = geometry::of(size, model, &wish.geometry)?;
+    let notes = geometry::linux_notes(&geometry);
+    let options = CreateOptions { overwrite: args.force, ..CreateOptions::default() };
+    ImageStore::create(path, geometry, options)?;
+    for note in notes {
+        eprintln!("vzbd: note: {note}");
     }
     Ok(())
 }

@@ -24,6 +24,9 @@ pub(crate) fn is_host_managed(path: &Path, zoned: Zoned) -> anyhow::Result<bool>
         (true, Zoned::None) => Err(wrong_call(format!(
             "{shown} is a host-managed zoned device: used as a regular disk it would refuse most of what is written. Leave --zoned none away"
         ))),
+        (_, Zoned::HostAware) => Err(wrong_call(format!(
+            "--zoned host-aware goes with `ram` and with images, not with the block device {shown}"
+        ))),
         (false, Zoned::HostManaged) => Err(wrong_call(format!(
             "{shown} is a block device without zones; --zoned none uses it as a regular disk"
         ))),

@@ -1,10 +1,11 @@
 //! `vzbd info`: what a disk is.
 
 use serde::Serialize;
-use virtio_zbd_driver::{Model, VirtioBlk, ZoneState, Zoned};
+use virtio_zbd_driver::{Model, VirtioBlk, ZoneState, ZoneType, Zoned};
 use virtio_zbd_store::{ImageInfo, ImageStore, LastUse};
 
 use crate::cli::InfoArgs;
+use crate::geometry::{CAPACITIES_MAX, Kinds, model_name};
 use crate::say;
 use crate::size::Size;
 use crate::target::{Access, Target, in_use, is_image};
@@ -41,6 +42,7 @@ struct Shown {
 #[serde(untagged)]
 enum Is {
     Image {
+        model: &'static str,
         uuid: String,
         format_version: u32,
         closed_cleanly: bool,
@@ -64,8 +66,12 @@ enum Is {
 struct Zones {
     count: u64,
     conventional: u64,
+    preferred: u64,
     zone_len_bytes: u64,
+    /// The largest that a sequential zone has.
     zone_capacity_bytes: u64,
+    /// All of them, each once, where there are several.
+    zone_capacities_bytes: Vec<u64>,
     max_open: u32,
     max_active: u32,
     max_append_bytes: u64,
@@ -77,9 +83,11 @@ impl Shown {
     fn of_image(info: &ImageInfo) -> Self {
         let geometry = &info.geometry;
         let config = geometry.config();
+        let kinds = Kinds::of(geometry);
         Self {
             name: info.name.clone(),
             is: Is::Image {
+                model: model_name(geometry.model()),
                 uuid: info.uuid.to_string(),
                 format_version: info.version,
                 closed_cleanly: info.last_use == LastUse::Closed,
@@ -90,9 +98,15 @@ impl Shown {
             block_len_bytes: config.write_granularity_bytes,
             zones: Some(Zones {
                 count: geometry.zone_count().into(),
-                conventional: config.conventional_zones.into(),
+                conventional: kinds.conventional.into(),
+                preferred: kinds.preferred.into(),
                 zone_len_bytes: bytes(config.zone_sectors),
                 zone_capacity_bytes: bytes(config.zone_capacity_sectors),
+                zone_capacities_bytes: kinds
+                    .capacities_sectors
+                    .iter()
+                    .map(|sectors| bytes(*sectors))
+                    .collect(),
                 max_open: config.max_open_zones,
                 max_active: config.max_active_zones,
                 max_append_bytes: bytes(config.max_append_sectors),
@@ -134,13 +148,14 @@ impl Shown {
         let size = |bytes: u64| Size::from(bytes).to_string();
         let mut lines: Vec<(&str, String)> = Vec::new();
         match &self.is {
-            Is::Image { uuid, format_version, closed_cleanly, allocated_bytes, .. } => {
+            Is::Image { model, uuid, format_version, closed_cleanly, allocated_bytes, .. } => {
                 let closed = match closed_cleanly {
                     true => "cleanly",
                     false => "by a kill or a power cut; the next use puts it in order",
                 };
                 lines.extend([
                     ("image", self.name.clone()),
+                    ("model", (*model).into()),
                     ("uuid", uuid.clone()),
                     ("format", format!("version {format_version}")),
                     ("closed", closed.into()),
@@ -176,8 +191,10 @@ impl Zones {
         let mut zones = Self {
             count: zoned.zones,
             conventional: 0,
+            preferred: 0,
             zone_len_bytes: bytes(zoned.zone_sectors),
             zone_capacity_bytes: 0,
+            zone_capacities_bytes: Vec::new(),
             max_open: zoned.open_max,
             max_active: zoned.active_max,
             max_append_bytes: bytes(zoned.append_sectors_max),
@@ -190,8 +207,16 @@ impl Zones {
                 if zone.state == ZoneState::NotWp {
                     zones.conventional += 1;
                 } else {
-                    // Each zone may have its own; the largest is what a zone of full length has.
-                    zones.zone_capacity_bytes = zones.zone_capacity_bytes.max(zone.capacity_sectors * 512);
+                    // Each zone may have its own.
+                    let capacity_bytes = zone.capacity_sectors * 512;
+                    zones.zone_capacity_bytes = zones.zone_capacity_bytes.max(capacity_bytes);
+                    let known = &mut zones.zone_capacities_bytes;
+                    // A runt has what there is of it.
+                    let full_length = zone.len_sectors == u64::from(zoned.zone_sectors);
+                    if full_length && known.len() < CAPACITIES_MAX && !known.contains(&capacity_bytes) {
+                        known.push(capacity_bytes);
+                    }
+                    zones.preferred += u64::from(zone.kind == ZoneType::SequentialPreferred);
                 }
                 let open = matches!(zone.state, ZoneState::ImplicitOpen | ZoneState::ExplicitOpen);
                 zones.open += u64::from(open);
@@ -212,10 +237,20 @@ impl Zones {
             0 => "none".into(),
             bytes => format!("up to {}", Size::from(bytes)),
         };
+        let preferred = match self.preferred {
+            0 => String::new(),
+            preferred => format!(", {preferred} sequential-write-preferred"),
+        };
+        let capacities: Vec<_> =
+            self.zone_capacities_bytes.iter().map(|bytes| Size::from(*bytes).to_string()).collect();
+        let capacity = match capacities.as_slice() {
+            [] | [_] => Size::from(self.zone_capacity_bytes).to_string(),
+            several => several.join(", "),
+        };
         vec![
-            ("zones", format!("{count}, {conventional} of them conventional")),
+            ("zones", format!("{count}, {conventional} of them conventional{preferred}")),
             ("zone length", Size::from(self.zone_len_bytes).to_string()),
-            ("zone capacity", Size::from(self.zone_capacity_bytes).to_string()),
+            ("zone capacity", capacity),
             ("open", format!("{open} ({})", limit(max_open))),
             ("active", format!("{active} ({})", limit(max_active))),
             ("append", append),

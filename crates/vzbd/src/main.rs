@@ -14,6 +14,7 @@ mod geometry;
 mod host;
 mod info;
 mod parse;
+mod profile;
 mod progress;
 mod record;
 mod refusal;
@@ -31,7 +32,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use virtio_zbd_store::StoreError;
 
-use crate::cli::{Cli, Command};
+use crate::cli::{Cli, Command, ZoneCommand};
 use crate::zones::Action;
 
 fn main() -> ExitCode {
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
         Command::Create(args) => create::run(&args),
         Command::Serve(args) => serve::run(&args),
         Command::Demo => demo::run(),
+        Command::Profiles(args) => profile::list(&args),
         Command::Info(args) => info::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Check(args) => check::run(&args),
@@ -57,6 +59,7 @@ fn main() -> ExitCode {
         Command::Close(args) => zones::run(&args, Action::Close),
         Command::Finish(args) => zones::run(&args, Action::Finish),
         Command::Reset(args) => zones::run(&args, Action::Reset),
+        Command::Zone(ZoneCommand::SetState(args)) => zones::set_state(&args),
         Command::Read(args) => data::read(&args),
         Command::Write(args) => data::write(&args),
         Command::Append(args) => data::append(&args),

@@ -43,6 +43,59 @@ impl FromStr for ZoneRange {
     }
 }
 
+/// Some zones of a disk: the first so many, or ranges of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum ZoneSet {
+    /// The first ones.
+    First(u32),
+    /// These, in ascending order; without an end: to the disk's last zone.
+    Ranges(Vec<ZoneRange>),
+}
+
+impl FromStr for ZoneSet {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Ok(first) = text.parse() {
+            return Ok(Self::First(first));
+        }
+        if !text.contains("..") && !text.contains(',') {
+            return Err(format!(
+                "'{text}' are no zones: write how many at the start (4), or which (0..2,7,100..102)"
+            ));
+        }
+        let ranges: Vec<ZoneRange> = text.split(',').map(str::parse).collect::<Result<_, _>>()?;
+        let follows = |pair: &[ZoneRange]| match pair {
+            [one, next] => one.end.is_some_and(|end| end <= next.first),
+            _ => true,
+        };
+        match ranges.windows(2).all(follows) {
+            true => Ok(Self::Ranges(ranges)),
+            false => Err(format!("'{text}': write the zones in ascending order, each once")),
+        }
+    }
+}
+
+impl ZoneSet {
+    /// Whether it has zone `zone`.
+    pub(crate) fn contains(&self, zone: u32) -> bool {
+        match self {
+            Self::First(first) => zone < *first,
+            Self::Ranges(ranges) => ranges
+                .iter()
+                .any(|range| range.first <= zone.into() && range.end.is_none_or(|end| u64::from(zone) < end)),
+        }
+    }
+
+    /// The zone behind which it says the same of all, as long as the disk is: 0 where it is empty.
+    pub(crate) fn settled_from(&self) -> u64 {
+        match self {
+            Self::First(first) => (*first).into(),
+            Self::Ranges(ranges) => ranges.last().map_or(0, |range| range.end.unwrap_or(range.first)),
+        }
+    }
+}
+
 /// A time in seconds: `5`, `0.5`.
 pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
     const SECONDS_MAX: f64 = 1e6;
@@ -83,6 +136,21 @@ mod tests {
             assert!(bad.parse::<ZoneRange>().is_err(), "{bad}");
         }
         assert!("7..3".parse::<ZoneRange>().unwrap_err().contains("empty"));
+    }
+
+    #[test]
+    fn sets_of_zones_are_how_many_or_which() {
+        let set = |text: &str| text.parse::<ZoneSet>();
+        assert_eq!(set("4"), Ok(ZoneSet::First(4)));
+        let zones =
+            |text: &str| (0..12).filter(|zone| set(text).unwrap().contains(*zone)).collect::<Vec<_>>();
+        assert_eq!(zones("4"), [0, 1, 2, 3]);
+        assert_eq!(zones("0..2,7,9.."), [0, 1, 7, 9, 10, 11]);
+        assert_eq!(zones("3,4"), [3, 4]);
+        assert_eq!((set("0..2,7").unwrap().settled_from(), set("9..").unwrap().settled_from()), (8, 9));
+        for bad in ["", "a", "-1", "3,2", "0..4,3", "0..,7", "1,,2"] {
+            assert!(set(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

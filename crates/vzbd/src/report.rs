@@ -5,7 +5,7 @@ use std::io::{self, BufWriter, Write};
 use serde::Serialize;
 use virtio_zbd_driver::{ZoneState, ZoneType};
 use virtio_zbd_store::{ImageInfo, ImageStore};
-use virtio_zbd_zones::Condition;
+use virtio_zbd_zones::{Condition, ZoneKind};
 
 use crate::cli::{ReportArgs, ReportFormat};
 use crate::target::{Access, Target, in_use, is_image};
@@ -100,9 +100,10 @@ fn of_image(info: &ImageInfo) -> impl Iterator<Item = Zone> + '_ {
         let valid_wp = zone.condition.is_active() || zone.condition == Condition::Empty;
         Zone {
             index: index.into(),
-            kind: match geometry.is_conventional(index) {
-                true => ZoneType::Conventional,
-                false => ZoneType::SequentialRequired,
+            kind: match geometry.kind(index) {
+                ZoneKind::Conventional => ZoneType::Conventional,
+                ZoneKind::SequentialRequired => ZoneType::SequentialRequired,
+                ZoneKind::SequentialPreferred => ZoneType::SequentialPreferred,
             },
             state: match zone.condition {
                 Condition::NotWp => ZoneState::NotWp,

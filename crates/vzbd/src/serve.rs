@@ -10,9 +10,11 @@ use virtio_zbd_device::{Disk, DiskConfig};
 use virtio_zbd_store::{
     EngineChoice, FaultRule, Faults, HostStore, ImageStore, OpenOptions, RamStore, RawStore, Store,
 };
+use virtio_zbd_zones::Model;
 use vzbd::DiskBackend;
 
 use crate::cli::{IoEngine, ServeArgs, Zoned};
+use crate::profile::Wish;
 use crate::size::Size;
 use crate::{attach, geometry, host, record, sandbox, say, store_error, wrong_call};
 
@@ -73,30 +75,56 @@ fn store(args: &ServeArgs) -> anyhow::Result<Arc<dyn Store>> {
     if ram && args.read_only {
         return Err(wrong_call("--read-only does not go with `ram`: there would be nothing to read"));
     }
-    let size = args.size.unwrap_or(Size::from(RAM_SIZE_BYTES));
+    let wish = Wish::new(args.size, args.zoned, &args.geometry)?;
+    let size = wish.size.unwrap_or(Size::from(RAM_SIZE_BYTES));
     let rules = &args.inject;
-    if !ram && host::is_host_managed(args.target.as_ref(), args.zoned)? {
+    if !ram && host::is_host_managed(args.target.as_ref(), wish.zoned)? {
         let store = HostStore::open(args.target.as_ref(), args.read_only).map_err(store_error)?;
         return failing(store, HostStore::inject, rules);
     }
-    match (ram, args.zoned) {
-        (true, Zoned::HostManaged) => {
-            failing(RamStore::new(geometry::of(size, &args.geometry)?)?, RamStore::inject, rules)
+    let in_ram = |model| {
+        let geometry = geometry::of(size, model, &wish.geometry)?;
+        for note in geometry::linux_notes(&geometry) {
+            log::info!("{note}");
         }
+        failing(RamStore::new(geometry)?, RamStore::inject, rules)
+    };
+    match (ram, wish.zoned) {
+        (true, Zoned::HostManaged) => in_ram(Model::HostManaged),
+        (true, Zoned::HostAware) => in_ram(Model::HostAware),
         (true, Zoned::None) => {
             geometry::refuse(&args.geometry, "--zoned none")?;
             size.sectors("--size").map_err(wrong_call)?;
             failing(RamStore::plain(size.bytes)?, RamStore::inject, rules)
         }
-        (false, Zoned::HostManaged) => {
+        (false, Zoned::HostManaged | Zoned::HostAware) => {
             let options = OpenOptions { read_only: args.read_only, ..OpenOptions::default() };
             let store = ImageStore::open(args.target.as_ref(), options).map_err(store_error)?;
+            is_as_asked(&store, args)?;
             failing(store, ImageStore::inject, rules)
         }
         (false, Zoned::None) => {
             let store = RawStore::open(args.target.as_ref(), args.read_only).map_err(store_error)?;
             failing(store, RawStore::inject, rules)
         }
+    }
+}
+
+/// Whether an image is of the kind that was asked for, if one was.
+fn is_as_asked(store: &ImageStore, args: &ServeArgs) -> anyhow::Result<()> {
+    let asked = match args.zoned {
+        Some(Zoned::HostAware) => Model::HostAware,
+        Some(Zoned::HostManaged) => Model::HostManaged,
+        _ => return Ok(()),
+    };
+    match store.geometry().map(|geometry| geometry.model()) {
+        Some(found) if found != asked => Err(wrong_call(format!(
+            "{} is {}, not {}; leave --zoned out",
+            args.target,
+            geometry::model_name(found),
+            geometry::model_name(asked)
+        ))),
+        _ => Ok(()),
     }
 }
 
@@ -117,7 +145,7 @@ fn disk_line(store: &dyn Store, args: &ServeArgs, socket: &Path) -> String {
     let kind = match store.geometry() {
         Some(geometry) => {
             let zone = Size::from(u64::from(geometry.config().zone_sectors) * 512);
-            format!("host-managed, {} zones of {zone}", geometry.zone_count())
+            format!("{}, {} zones of {zone}", geometry::model_name(geometry.model()), geometry.zone_count())
         }
         None => "no zones".into(),
     };

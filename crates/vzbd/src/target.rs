@@ -85,7 +85,7 @@ impl Target {
         let wait = Patience::new(timeout);
         let connection =
             Connection { monitor: transport.monitor(), gave_up: Arc::clone(&wait.gave_up), timeout };
-        let options = Options { zones: ZoneSupport::Yes, ..options };
+        let options = Options { zones: ZoneSupport::HostAware, ..options };
         let driver = match VirtioBlk::with(transport, options, wait, ArenaBuffer::zeroed) {
             Ok(driver) => driver,
             Err(error) => return Err(connection.failure(&name, &error)),

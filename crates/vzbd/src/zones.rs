@@ -1,11 +1,12 @@
 //! `vzbd open`, `close`, `finish`, `reset`: the state of zones.
 
 use virtio_zbd_driver::{Error, Zone, ZoneState, ZoneType, Zoned};
+use virtio_zbd_store::{ImageStore, OpenOptions, Store, StoreError, ZoneFate};
 
-use crate::cli::ZonesArgs;
+use crate::cli::{Fate, SetStateArgs, ZonesArgs};
 use crate::parse::ZoneRange;
 use crate::progress::Progress;
-use crate::target::{Access, Driver, Target};
+use crate::target::{Access, Driver, Target, in_use};
 use crate::{noted, wrong_call};
 
 /// What to do with each zone.
@@ -41,6 +42,35 @@ pub(crate) fn run(args: &ZonesArgs, action: Action) -> anyhow::Result<()> {
     let closed = target.close();
     done?;
     closed
+}
+
+/// `vzbd zone set-state`.
+pub(crate) fn set_state(args: &SetStateArgs) -> anyhow::Result<()> {
+    let store = ImageStore::open(&args.image, OpenOptions::default()).map_err(in_use)?;
+    let count = u64::from(store.geometry().map_or(0, |geometry| geometry.zone_count()));
+    let name = args.image.display();
+    let mut zones = Vec::new();
+    for range in &args.zones {
+        let end = range.end.unwrap_or(count);
+        if range.first >= count || end > count {
+            let last = count.saturating_sub(1);
+            let missing = end.saturating_sub(1).max(range.first);
+            return Err(wrong_call(format!(
+                "{name}: there is no zone {missing}: the disk has {count} zones, 0 to {last}"
+            )));
+        }
+        zones.extend((range.first..end).filter_map(|zone| u32::try_from(zone).ok()));
+    }
+    let fate = match args.state {
+        Fate::ReadOnly => ZoneFate::ReadOnly,
+        Fate::Offline => ZoneFate::Offline,
+        Fate::Good => ZoneFate::Good,
+    };
+    store.set_zones(&zones, fate).map_err(|error| match error {
+        StoreError::Conventional { .. } | StoreError::TooManyActive { .. } => wrong_call(error),
+        error => error.into(),
+    })?;
+    Ok(store.close()?)
 }
 
 /// The zones of a range, all of which the disk has.

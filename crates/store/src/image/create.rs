@@ -88,7 +88,12 @@ pub(super) fn create_on(
     };
     // Is there room for the disk's layout?
     superblock(0)?;
-    medium.set_len(layout.data.end).map_err(io("giving the file its length"))?;
+    medium.set_len(layout.data.end).map_err(|error| match error.kind() {
+        io::ErrorKind::FileTooLarge => io(
+            "giving the file its length (on ext4 a file has 16T at most; XFS, btrfs and tmpfs take more)",
+        )(error),
+        _ => io("giving the file its length")(error),
+    })?;
     // Everything but the sectors has its space from the beginning: a commit must not find the host full.
     match medium.allocate(0..layout.live.end) {
         Err(error) if error.kind() == io::ErrorKind::Unsupported => {}

@@ -8,6 +8,7 @@ mod check;
 mod commit;
 mod create;
 mod dirty;
+mod fate;
 mod fault;
 mod format;
 mod grow;
@@ -38,6 +39,7 @@ pub use check::{
 };
 pub use create::CreateOptions;
 use dirty::DirtyPages;
+pub use fate::ZoneFate;
 pub use fault::{ImageFault, ZoneRanges};
 use format::{BOOT_ID_CLEAN, Layout};
 use live::LiveArea;

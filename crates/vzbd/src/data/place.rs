@@ -100,8 +100,8 @@ impl Room {
 
     /// What a write's length is a multiple of.
     pub(super) fn unit_bytes(&self, target: &Target) -> u64 {
-        let conventional = self.zone.is_some_and(|zone| zone.kind == ZoneType::Conventional);
-        match conventional {
+        let anywhere = self.zone.is_some_and(|zone| zone.kind != ZoneType::SequentialRequired);
+        match anywhere {
             true => target.driver.block_len_bytes().into(),
             false => target.driver.physical_block_len_bytes().into(),
         }
@@ -144,7 +144,8 @@ impl Room {
         };
         self.zone = Some(zone);
         let end_sector = match zone.state {
-            ZoneState::Full => sector,
+            // A preferred one takes data even then.
+            ZoneState::Full if zone.kind == ZoneType::SequentialRequired => sector,
             _ => zone.start_sector + zone.capacity_sectors,
         };
         Ok(end_sector.saturating_sub(sector) * SECTOR_LEN_BYTES)

@@ -99,7 +99,7 @@ fn a_read_across_zones_gets_what_each_of_them_has() {
     disk.write(256 + 30, 2).unwrap();
     let plan = disk.read(100, 250).unwrap();
     // To 128 conventional, to 148 zone 2, from 192 zone 3 with nothing, from 256 to 288 zone 4.
-    let more = Vec::from([156..188]);
+    let more = std::iter::once(156..188).collect();
     assert_eq!(plan, ReadPlan { stored_sectors: 48, zero_sectors: 170, more });
     disk.table.retire(3, Retirement::Offline);
     assert_eq!(disk.read(100, 250), Err(Refusal::InvalidCommand), "V29");
