@@ -62,6 +62,7 @@ const BREAKS: &[Row] = &[
     (ReservedInHeader, shape::usual, &["S8-g"]),
     (EmptyPointsToZero, shape::usual, &["S9-a"]),
     (WritePointerBehind, shape::usual, &["S9-b", "S9-c", "S9-d"]),
+    (FullShowsData, shape::usual, &["S9-e", "S9-f"]),
     (ReportFromNextZone, shape::usual, &["R7-a", "R7-b", "R7-c"]),
     (ReportPastTheEnd, shape::usual, &["G4-a", "G4-b"]),
     (ReportWithoutRoom, shape::usual, &["G4-c"]),

@@ -2,6 +2,7 @@
 
 use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
 
 use virtio_zbd_spec::{BlkConfig, Features, Model, SECTOR_LEN_BYTES};
 use zerocopy::FromBytes;
@@ -29,6 +30,16 @@ pub(crate) struct Zoned {
     pub(crate) max_active: u32,
     pub(crate) max_append_sectors: u64,
     pub(crate) granularity_bytes: u32,
+}
+
+/// Features for people: their names, and the bits that have none.
+pub(crate) fn feature_names(features: Features) -> String {
+    let mut names: Vec<String> = features.iter_names().map(|(name, _)| name.into()).collect();
+    let unnamed = features - Features::all();
+    if !unnamed.is_empty() {
+        names.push(format!("{:#x}", unnamed.bits()));
+    }
+    if names.is_empty() { "no features".into() } else { names.join(" | ") }
 }
 
 impl Disk {

@@ -14,7 +14,7 @@ use alloc::vec::Vec;
 
 use virtio_zbd_spec::Features;
 
-pub(crate) use self::disk::{Disk, Zoned};
+pub(crate) use self::disk::{Disk, Zoned, feature_names};
 pub(crate) use self::random::Random;
 pub(crate) use self::request::{Reply, Request, status_name};
 pub(crate) use self::survey::{Fault, Survey};
@@ -156,7 +156,7 @@ impl<'a> Bench<'a> {
     /// Starts the device with `features`.
     pub(crate) fn start(&mut self, features: Features) -> Result<Started, Stop> {
         self.session = None;
-        self.last_sent = format!("the features {features:?}");
+        self.last_sent = format!("the features {}", feature_names(features));
         let started = self.link.start(features.bits());
         let came = match &started {
             Ok(Started::Accepted) => "FEATURES_OK stays set".to_string(),
@@ -177,7 +177,7 @@ impl<'a> Bench<'a> {
         let usual = offered & USUAL;
         if self.session != Some(usual) {
             if self.start(usual)? == Started::Refused {
-                return Err(Stop::Unready(format!("the device refuses the features {usual:?}")));
+                return Err(Stop::Unready(format!("the device refuses {}", feature_names(usual))));
             }
             self.disk = None;
         }

@@ -6,7 +6,7 @@ use alloc::vec;
 use virtio_zbd_spec::{BlkConfig, Features, Model, RequestType, Status};
 use zerocopy::FromBytes;
 
-use crate::bench::{Bench, Request, Stop, Verdict, skip};
+use crate::bench::{Bench, Request, Stop, Verdict, feature_names, skip};
 use crate::case::Case;
 use crate::link::Started;
 
@@ -160,7 +160,7 @@ fn zoned_means_version_1(bench: &mut Bench<'_>) -> Verdict {
     if !offered.contains(Features::ZONED) {
         return skip("the disk does not offer ZONED");
     }
-    bench.check(offered.contains(Features::VERSION_1), "VERSION_1 beside ZONED", format!("{offered:?}"))
+    bench.check(offered.contains(Features::VERSION_1), "VERSION_1 beside ZONED", feature_names(offered))
 }
 
 fn no_zones_for_legacy_drivers(bench: &mut Bench<'_>) -> Verdict {
@@ -267,12 +267,12 @@ fn cache_mode_means_flush(bench: &mut Bench<'_>) -> Verdict {
     if !offered.contains(Features::CONFIG_WCE) {
         return skip("the disk does not offer CONFIG_WCE");
     }
-    bench.check(offered.contains(Features::FLUSH), "FLUSH beside CONFIG_WCE", format!("{offered:?}"))
+    bench.check(offered.contains(Features::FLUSH), "FLUSH beside CONFIG_WCE", feature_names(offered))
 }
 
 fn flush_is_offered(bench: &mut Bench<'_>) -> Verdict {
     let offered = bench.offered()?;
-    bench.check(offered.contains(Features::FLUSH), "FLUSH", format!("{offered:?}"))
+    bench.check(offered.contains(Features::FLUSH), "FLUSH", feature_names(offered))
 }
 
 fn cache_mode_without_flush(bench: &mut Bench<'_>) -> Verdict {

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 
 use virtio_zbd_spec::{Features, RequestType, Status, ZoneState};
 
-use crate::bench::{Bench, Request, Stop, Verdict, skip, status_name};
+use crate::bench::{Bench, Request, Stop, Verdict, feature_names, skip, status_name};
 use crate::case::Case;
 use crate::link::LinkError;
 
@@ -66,7 +66,11 @@ fn not_offered(bench: &mut Bench<'_>, feature: Features) -> Verdict {
         return skip(format!("the zoned model is {}", disk.model_name()));
     }
     bench.config()?;
-    bench.check(!disk.offered.contains(feature), format!("no {feature:?}"), format!("{:?}", disk.offered))
+    bench.check(
+        !disk.offered.contains(feature),
+        format!("no {}", feature_names(feature)),
+        feature_names(disk.offered),
+    )
 }
 
 fn read_only_disk(bench: &mut Bench<'_>) -> Verdict {

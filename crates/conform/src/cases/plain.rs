@@ -10,7 +10,7 @@ use virtio_zbd_spec::{
 };
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::bench::{Bench, Request, Stop, Verdict, Zone, skip, status_name};
+use crate::bench::{Bench, Request, Stop, Verdict, Zone, feature_names, skip, status_name};
 use crate::case::Case;
 use crate::link::Started;
 
@@ -178,7 +178,7 @@ fn erasable(bench: &mut Bench<'_>) -> Result<Zone, Stop> {
 fn with(bench: &mut Bench<'_>, feature: Features) -> Result<u64, Stop> {
     let disk = bench.disk()?;
     if !disk.offered.contains(feature) {
-        return skip(format!("the disk does not offer {feature:?}"));
+        return skip(format!("the disk does not offer {}", feature_names(feature)));
     }
     if disk.read_only {
         return skip("the disk is read-only");

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use virtio_zbd_spec::{ReportHeader, Status, ZoneState};
 use zerocopy::FromBytes;
 
-use crate::bench::{Bench, Disk, Fault, Reply, Request, Seen, Stop, Verdict, Zoned, skip, status_name};
+use crate::bench::{Bench, Disk, Fault, Reply, Request, Seen, Stop, Verdict, Zone, Zoned, skip, status_name};
 use crate::case::Case;
 
 pub(super) const CASES: &[Case] = &[
@@ -114,6 +114,25 @@ pub(super) const CASES: &[Case] = &[
         "`z_wp` is the sector where the next write should be issued (5.2.6).",
         |bench| write_pointer(bench, ZoneState::Closed),
     ),
+    Case::ours("S9-e", "FULL: the write pointer is the zone's end", NO_WRITE_POINTER, |bench| {
+        let zone = bench.sequential(3)?;
+        bench.bring(&zone, ZoneState::Full)?;
+        points_to_the_end(bench, &zone)
+    }),
+    Case::ours(
+        "S9-f",
+        "RDONLY and OFFLINE: the write pointer is the zone's end",
+        NO_WRITE_POINTER,
+        |bench| {
+            bench.zones()?;
+            let survey = bench.survey()?;
+            let worn: Vec<Zone> = survey.read_only.iter().chain(&survey.offline).copied().collect();
+            if worn.is_empty() {
+                return skip("no zone is read-only or offline");
+            }
+            worn.iter().try_for_each(|zone| points_to_the_end(bench, zone))
+        },
+    ),
     Case::required(
         "S10-a",
         "capacities are inside their zones",
@@ -171,6 +190,8 @@ pub(super) const CASES: &[Case] = &[
         },
     ),
 ];
+
+const NO_WRITE_POINTER: &str = "`z_wp` is not valid in FULL, RDONLY and OFFLINE zones: what a device shows there is its own affair (5.2.6).";
 
 /// `nr_zones` of a report that was answered with OK.
 fn nr_zones(bench: &Bench<'_>, reply: &Reply) -> Result<u64, Stop> {
@@ -241,6 +262,12 @@ fn write_pointer(bench: &mut Bench<'_>, state: ZoneState) -> Verdict {
     bench.bring(&zone, ZoneState::ImplicitOpen)?;
     let data = bench.bring(&zone, state)?;
     bench.is(&zone, state, zone.start + sectors_of(&data))
+}
+
+fn points_to_the_end(bench: &mut Bench<'_>, zone: &Zone) -> Verdict {
+    let seen = bench.see(zone)?;
+    let found = format!("z_wp {} of {} at sector {}", seen.wp, seen.state_name(), zone.start);
+    bench.check(seen.wp == zone.end(), format!("z_wp {}", zone.end()), found)
 }
 
 fn capacity_in_all_states(bench: &mut Bench<'_>) -> Verdict {

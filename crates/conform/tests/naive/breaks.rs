@@ -51,6 +51,7 @@ pub(crate) enum Break {
     ReservedInHeader,
     EmptyPointsToZero,
     WritePointerBehind,
+    FullShowsData,
     ReportFromNextZone,
     ReportPastTheEnd,
     ReportWithoutRoom,

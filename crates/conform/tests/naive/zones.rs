@@ -44,6 +44,10 @@ impl Naive {
         let zone = &self.zones[index];
         let granule = u64::from(self.shape.granularity) / 512;
         let mut seen = ZoneDescriptor::new(zone.kind, zone.state, zone.start, zone.capacity, zone.wp);
+        let ended = matches!(zone.state, ZoneState::Full | ZoneState::ReadOnly | ZoneState::Offline);
+        if ended && !self.is(Break::FullShowsData) {
+            seen.z_wp = (zone.start + zone.len).into();
+        }
         let empty = zone.state == ZoneState::Empty;
         let conventional = zone.kind == ZoneType::Conventional;
         match self.broken {
