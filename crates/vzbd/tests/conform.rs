@@ -15,12 +15,12 @@ use common::{Daemon, Place, vzbd, vzbd_fails, vzbd_json, vzbd_ok};
 use serde_json::Value;
 use virtio_zbd_device::{Disk, DiskConfig};
 use virtio_zbd_spec::Features;
-use virtio_zbd_store::{EngineChoice, RamStore};
+use virtio_zbd_store::{EngineChoice, RamStore, Store};
 use virtio_zbd_vhost_user::{
     Backend, ConfigRefused, FeaturesRefused, FrontendNotifier, Inflight, Server, Session, StartError, Vring,
 };
-use virtio_zbd_zones::{Geometry, GeometryConfig};
-use vzbd::{DiskBackend, DiskQueue, DiskSession};
+use virtio_zbd_zones::{Geometry, GeometryConfig, Model, ZoneLayout, ZoneRun};
+use vzbd::{DiskBackend, DiskQueue, DiskSession, ServeOptions, ServedDisk};
 
 /// Geometries chosen to hurt, as `vzbd create` and `vzbd serve ram` take them. Most cells of the table of rules need a second zone,
 /// or a third; the disks are small, so that zones can be filled.
@@ -155,6 +155,71 @@ fn our_disk_without_zones_keeps_what_is_asked_of_one() {
     for id in ["V1-a", "S1-a", "V12-a"] {
         assert!(seen.passed.contains(id), "{id}: {:?}", seen.passed);
     }
+}
+
+/// Serves a store as long as `with` takes.
+fn with_served(store: Arc<dyn Store>, with: impl FnOnce(&str)) {
+    let place = Place::new();
+    let options = ServeOptions { queues: 4, ..ServeOptions::default() };
+    let disk = ServedDisk::start(store, options, &place.path("sock")).unwrap();
+    with(disk.socket().to_str().unwrap());
+    disk.stop().unwrap();
+}
+
+#[test]
+fn zones_of_different_capacities_and_kinds_keep_every_rule() {
+    let config = GeometryConfig {
+        capacity_sectors: 18 * 512 + 128,
+        zone_sectors: 512,
+        zone_capacity_sectors: 512,
+        conventional_zones: 0,
+        max_open_zones: 3,
+        max_active_zones: 5,
+        max_append_sectors: 64,
+        write_granularity_bytes: 4096,
+    };
+    let capacities = ZoneLayout {
+        model: Model::HostManaged,
+        head: vec![ZoneRun::conventional(2), ZoneRun::required(1, 8), ZoneRun::conventional(1)],
+        cycle: vec![ZoneRun::required(1, 504), ZoneRun::required(2, 128), ZoneRun::required(1, 512)],
+    };
+    let no_limits = GeometryConfig { max_open_zones: 0, max_active_zones: 0, ..config };
+    let host_aware = ZoneLayout {
+        model: Model::HostAware,
+        head: vec![ZoneRun::conventional(1)],
+        cycle: vec![ZoneRun::preferred(1, 512)],
+    };
+    let mut seen = Seen::default();
+    for (what, config, layout) in
+        [("a capacity of its own for each zone", config, capacities), ("host-aware", no_limits, host_aware)]
+    {
+        let geometry = Geometry::with_layout(config, layout).unwrap();
+        with_served(Arc::new(RamStore::new(geometry).unwrap()), |socket| seen.run(what, socket, &[]));
+    }
+    tell_what_was_never_tried(&seen.passed);
+    seen.assert_passed();
+}
+
+/// The table of cases in the documentation. `CONFORM_DOC=write` writes it.
+#[test]
+fn the_document_lists_the_cases() {
+    let list = vzbd_json(&["conform", "--list"]);
+    let mut table = String::from("| Case | Level | What is tried |\n|---|---|---|\n");
+    for case in list.as_array().unwrap() {
+        let word = |key: &str| case[key].as_str().unwrap().replace('|', "\\|");
+        table += &format!("| {} | {} | {} |\n", word("id"), word("level"), word("title"));
+    }
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/conformance.md");
+    let text = fs::read_to_string(&path).unwrap();
+    let (before, listed) = text.split_at(text.find("| Case | Level |").unwrap());
+    if std::env::var("CONFORM_DOC").is_ok_and(|wanted| wanted == "write") {
+        fs::write(&path, format!("{before}{table}")).unwrap();
+        return;
+    }
+    assert!(
+        listed == table,
+        "the cases are others than those in docs/conformance.md: CONFORM_DOC=write cargo test -p vzbd --test conform document"
+    );
 }
 
 #[test]

@@ -126,6 +126,26 @@ fn its_id() {
     assert_eq!(disk.id().unwrap().to_string(), "vhost_user_blk");
 }
 
+/// The conformance suite. What does not pass stands in docs/conformance.md.
+#[test]
+fn the_conformance_suite() {
+    let daemon = Daemon::start("writable=on,num-queues=2");
+    let output = Command::new(env!("CARGO_BIN_EXE_vzbd"))
+        .arg("conform")
+        .arg(daemon.socket())
+        // What it never answers is waited for.
+        .args(["--yes", "--json", "--timeout", "1"])
+        .output()
+        .unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let cases = json["cases"].as_array().unwrap();
+    let with = |outcome: &'static str| cases.iter().filter(move |case| case["outcome"] == outcome);
+    let failed: Vec<_> = with("failed").map(|case| case["id"].as_str().unwrap()).collect();
+    assert_eq!(failed, ["S17-b", "G7-a", "G7-b"], "{json:#}");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(with("passed").count() >= 30, "{json:#}");
+}
+
 /// Killed with requests in flight: an error, and an end.
 #[test]
 fn killed_with_requests_in_flight() {
