@@ -47,8 +47,12 @@ fn a_command_has_what_it_has_in_a_user_mode_linux() {
         other = quoted(other.path().display()),
         share = quoted(share.path().display()),
     );
-    let guest =
-        qemu_guest().share(share.path()).env("ODD", odd).stdin(input.clone()).current_dir(other.path());
+    let guest = qemu_guest()
+        .kernel_arg("loglevel=7")
+        .share(share.path())
+        .env("ODD", odd)
+        .stdin(input.clone())
+        .current_dir(other.path());
     let argv = ["sh".as_ref(), "-c".as_ref(), script.as_ref(), "sh".as_ref(), odd, "".as_ref()];
     let _turn = cache::take_turn().or_fail("no turn");
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::{ErrorKind, IsTerminal, Read};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -40,7 +41,8 @@ const LEAST_MEMORY_MIB: u32 = 64;
 /// attached by QEMU's vhost-user-test-device-pci; the rest is the same.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The disk: an image (made if it is not there; kept), `ram`, or `none`. By default an image that goes away
+    /// The disk: an image (made if it is not there; kept), the socket of one that is served already, `ram`, or `none`. By default an
+    /// image that goes away
     #[arg(long, value_name = "PATH|ram|none")]
     disk: Option<PathBuf>,
 
@@ -142,14 +144,13 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 
     let mut disk = args.disk()?;
     let mut guest = guest.memory_mib(args.memory).stop_when(stop);
-    if let Some(disk) = &disk {
-        guest = guest.disk(disk.socket());
-    }
+    let socket = disk.as_ref().map(ServedDisk::socket).or(args.socket());
+    guest = socket.into_iter().fold(guest, |guest, socket| guest.disk(socket));
     guest = args.qemu_disk.iter().fold(guest, |guest, path| guest.qemus_disk(path));
     guest = args.share.iter().fold(guest, |guest, dir| guest.share(dir));
     guest = args.kernel_arg.iter().fold(guest, |guest, word| guest.kernel_arg(word));
-    if let Ok(term) = std::env::var("TERM") {
-        guest = guest.env("TERM", term);
+    for (name, value) in [("TERM", std::env::var_os("TERM")), ("PATH", path_with_admin())] {
+        guest = value.into_iter().fold(guest, |guest, value| guest.env(name, value));
     }
 
     let on_terminal = args.tty || (args.command.is_empty() && std::io::stdin().is_terminal());
@@ -205,7 +206,24 @@ fn tools() -> Result<()> {
     }
 }
 
+/// Who calls this has tools of their own, and the guest's root those of administration.
+fn path_with_admin() -> Option<OsString> {
+    let mut dirs: Vec<PathBuf> = std::env::split_paths(&std::env::var_os("PATH")?).collect();
+    for dir in ["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from) {
+        if !dirs.contains(&dir) {
+            dirs.push(dir);
+        }
+    }
+    std::env::join_paths(dirs).ok()
+}
+
 impl Args {
+    /// A disk that somebody else serves.
+    fn socket(&self) -> Option<&Path> {
+        let is_socket = |path: &&Path| path.metadata().is_ok_and(|meta| meta.file_type().is_socket());
+        self.disk.as_deref().filter(is_socket)
+    }
+
     fn has_no_disk(&self) -> bool {
         self.disk.as_deref() == Some(Path::new("none"))
     }
@@ -222,7 +240,7 @@ impl Args {
     }
 
     fn disk(&self) -> Result<Option<ServedDisk>> {
-        if self.has_no_disk() {
+        if self.has_no_disk() || self.socket().is_some() {
             return Ok(None);
         }
         let mut serve = Vec::<OsString>::new();

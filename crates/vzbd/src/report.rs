@@ -172,7 +172,7 @@ impl Zone {
             ZoneState::Closed => "cl",
             ZoneState::ReadOnly => "ro",
             ZoneState::Full => "fu",
-            ZoneState::Offline => "ol",
+            ZoneState::Offline => "of",
         };
         let kind = match self.kind {
             ZoneType::Conventional => "1(CONVENTIONAL)",

@@ -95,7 +95,10 @@ pub const FIO: Recipe = Recipe {
     name: "fio",
     programs: &["fio"],
     needs: ANY,
-    make: r#"blkzone reset -o $((conventional * zone_mib * 2048)) "$disk""#,
+    // A disk may have zones that can't be reset: then those that are worked in.
+    make: r#"
+        first=$((conventional * zone_mib * 2048))
+        blkzone reset -o $first "$disk" 2>/dev/null || blkzone reset -o $first -c 12 "$disk""#,
     mount: ":",
     work: r#"
         # One active zone is left by the round before; each job begins in empty zones.
