@@ -309,7 +309,16 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
                 return Err(Refusal::Busy.into());
             }
             let room = self.make_room(resources, z.condition, ticket)?;
-            Ok(Some(self.begin(resources, zone, z, room, |z| z.condition = Condition::Full)))
+            if !self.device_keeps {
+                return Ok(Some(self.begin(resources, zone, z, room, |z| z.condition = Condition::Full)));
+            }
+            let before = z.state();
+            if !z.condition.is_open() {
+                // The device needs it for the moment (G1), so it is nobody else's; who wants it waits for this zone.
+                self.change(resources, zone, z, Condition::ImplicitOpen);
+            }
+            let begun = self.begin(resources, zone, z, room, |z| z.condition = Condition::Full);
+            Ok(Some(Begun { before, ..begun }))
         })
     }
 
