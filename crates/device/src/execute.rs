@@ -9,7 +9,7 @@ use std::sync::Arc;
 use virtio_zbd_spec::{
     Features, ID_LEN_BYTES, ReportHeader, Status, ZoneDescriptor, ZoneState as WireState, ZoneType,
 };
-use virtio_zbd_store::{IoBuffer, Zeroing, medium_is_bad};
+use virtio_zbd_store::{IoBuffer, NotMade, Zeroing, medium_is_bad};
 use virtio_zbd_zones::{
     Begun, Grant, ReadPlan, Refusal, ResetEnd, Retirement, SECTOR_LEN_BYTES, ZoneKind, ZoneReport,
 };
@@ -198,7 +198,9 @@ impl Worker {
         let bad = result.as_ref().is_err_and(medium_is_bad);
         let step = self.set_step(slot, Step::Starting);
         if let Err(error) = &result {
-            log::error!("queue {}: I/O on the store failed in {step:?}: {error}", self.place.index);
+            // One that has failed takes all behind it along.
+            let level = if NotMade::is_in(error) { log::Level::Debug } else { log::Level::Error };
+            log::log!(level, "queue {}: I/O on the store failed in {step:?}: {error}", self.place.index);
         }
         match step {
             Some(Step::Reading { .. }) if ok => self.answer(slot, Answer::FILLED),

@@ -44,7 +44,7 @@ pub use image::{
     ZoneCounts, ZoneFate, ZoneRanges,
 };
 pub use inject::{FaultRule, FaultRuleError, Faults};
-pub use lane::{EngineChoice, Event, Lane, Zeroing, reserve_rings};
+pub use lane::{EngineChoice, Event, Lane, NotMade, Zeroing, reserve_rings};
 pub use medium::{FileMedium, Medium};
 pub use ram::RamStore;
 pub use raw::RawStore;

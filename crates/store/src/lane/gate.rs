@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 
+use thiserror::Error;
+
 use super::Event;
 use super::op::{Action, Op};
 use super::slab::Slab;
@@ -474,7 +476,19 @@ fn same(result: &io::Result<()>) -> io::Result<()> {
 }
 
 fn behind_a_failure() -> io::Error {
-    io::Error::other("a write before it in its zone has failed, so it was not made")
+    io::Error::other(NotMade)
+}
+
+/// A write to a zoned device of the host was not made, because one before it in its zone has failed.
+#[derive(Debug, Error)]
+#[error("a write before it in its zone has failed, so it was not made")]
+pub struct NotMade;
+
+impl NotMade {
+    /// Whether this is why a write has failed.
+    pub fn is_in(error: &io::Error) -> bool {
+        error.get_ref().is_some_and(|inner| inner.is::<Self>())
+    }
 }
 
 fn lost() -> io::Error {

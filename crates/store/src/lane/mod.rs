@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use crate::buffer::IoBuffer;
 use crate::inject::{Fault, Faults, Operation};
+pub use gate::NotMade;
 pub(crate) use gate::{Gate, Parked};
 use op::{Action, Op};
 use poll::PollSet;
