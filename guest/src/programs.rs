@@ -11,6 +11,9 @@ pub const GUEST_INIT_VARIABLE: &str = "VIRTIO_ZBD_GUEST_INIT";
 /// Names another `guest-work`.
 pub const GUEST_WORK_VARIABLE: &str = "VIRTIO_ZBD_GUEST_WORK";
 
+/// Names another `checklist`.
+pub const CHECKLIST_VARIABLE: &str = "VIRTIO_ZBD_CHECKLIST";
+
 /// The disk daemon, from the build directory of the running program or test.
 ///
 /// # Errors
@@ -33,6 +36,14 @@ pub fn guest_init() -> Result<PathBuf> {
 /// It is not built.
 pub fn guest_work() -> Result<PathBuf> {
     find("guest-work", GUEST_WORK_VARIABLE)
+}
+
+/// The driver's test list for any socket, an example of `vzbd`'s package, from the build directory of the running program or test.
+///
+/// # Errors
+/// It is not built.
+pub fn checklist() -> Result<PathBuf> {
+    find("examples/checklist", CHECKLIST_VARIABLE)
 }
 
 /// Cargo's build directory, `target`.
