@@ -157,6 +157,27 @@ fn our_disk_without_zones_keeps_what_is_asked_of_one() {
     }
 }
 
+/// Zones that an image was told to have given up: what else is refused there, and what can still be read.
+#[test]
+fn an_image_with_zones_that_are_given_up_keeps_every_rule() {
+    let place = Place::new();
+    let path = place.path("disk.zbd");
+    let image = path.to_str().unwrap();
+    let shape = "--size 16M --zone-size 1M --zone-capacity 768K --conventional 2 --max-open 3 --max-active 5";
+    vzbd_ok(&[&["create", image], &words(shape)[..]].concat());
+    // Written before, so that there is something to be read.
+    common::vzbd_takes(&["write", image, "--zone", "14"], &common::pattern(1, 64 << 10));
+    vzbd_ok(&["zone", "set-state", image, "14", "read-only"]);
+    vzbd_ok(&["zone", "set-state", image, "15", "offline"]);
+    let mut seen = Seen::default();
+    seen.run("an image with a read-only and an offline zone", image, &[]);
+    tell_what_was_never_tried(&seen.passed);
+    seen.assert_passed();
+    for id in ["V28-a", "V29-a", "S14-c"] {
+        assert!(seen.passed.contains(id), "{id}: {:?}", seen.passed);
+    }
+}
+
 /// Serves a store as long as `with` takes.
 fn with_served(store: Arc<dyn Store>, with: impl FnOnce(&str)) {
     let place = Place::new();
