@@ -101,35 +101,33 @@ pub const FIO: Recipe = Recipe {
         blkzone reset -o $first "$disk" 2>/dev/null || blkzone reset -o $first -c 12 "$disk""#,
     mount: ":",
     work: r#"
-        # One active zone is left by the round before; each job begins in empty zones.
+        # One active zone is left by the round before.
         limit=4
         open=$(cat $queue/max_open_zones) active=$(cat $queue/max_active_zones)
         [ $open = 0 ] || [ $open -ge $limit ] || limit=$open
         [ $active = 0 ] || [ $active -gt $limit ] || limit=$((active - 1))
-        # Three groups of four zones: two that each round writes anew, and one for the next round to look at.
-        group=$((4 * zone_mib)); first=$((conventional * zone_mib))
-        size=$((12 * amount / 100 + 1)); [ $size -le $((group / 2)) ] || size=$((group / 2))
+        # Two groups of zones: one that each of a round's jobs writes anew, and one for the next round to look at.
+        group=$((6 * zone_mib)); first=$((conventional * zone_mib))
+        size=$((8 * amount / 100 + 1)); [ $size -le $((group / 2)) ] || size=$((group / 2))
         fio() {
-            command fio --name=zoned --filename="$disk" --direct=1 --zonemode=zbd --max_open_zones=$limit --bs=$bs \
-                --offset=$((first + $1 * group))M --size=${group}M --verify=crc32c --verify_fatal=1 \
+            command fio --filename="$disk" --direct=1 --zonemode=zbd --max_open_zones=$limit --bs=64k \
+                --offset=$((first + $1 * group))M --size=${group}M --io_size=${size}M --verify=crc32c --verify_fatal=1 \
                 --randseed=$((seed % 1000000 + $2)) --output-format=terse --terse-version=3 $3 >/tmp/fio 2>&1 ||
                 { say "fio: $3"; cat /tmp/fio >&2; return 1; }
         }
-        bs=64k
         # What the round before has left.
-        [ $1 = 0 ] || fio 2 $(($1 - 1)) '--rw=read --io_size='$size'M --ioengine=psync'
+        [ $1 = 0 ] || fio 1 $(($1 - 1)) '--name=again --rw=read --ioengine=psync'
+        # fio resets the zones of a job that it will verify.
+        jobs=
         for how in 'psync 1' 'libaio 8' 'io_uring 64'; do
             set -- $1 $how
-            blkzone reset -o $((first * 2048)) -c 8 "$disk"
-            fio 0 $1 "--rw=write --io_size=${size}M --do_verify=1 --ioengine=$2 --iodepth=$3"
-            blkzone reset -o $((first * 2048)) -c 8 "$disk"
-            fio 1 $1 "--rw=randwrite --io_size=${size}M --do_verify=1 --ioengine=$2 --iodepth=$3"
-            bs=4k
-            fio 1 $1 "--rw=randwrite --io_size=$((size / 8 + 1))M --do_verify=1 --ioengine=$2 --iodepth=$3"
-            bs=64k
+            how="--stonewall --do_verify=1 --ioengine=$2 --iodepth=$3"
+            jobs="$jobs --name=sequential $how --rw=write --name=random $how --rw=randwrite"
+            jobs="$jobs --name=small $how --rw=randwrite --bs=4k --io_size=$((size / 4 + 1))M"
         done
+        fio 0 $1 "$jobs"
         blkzone reset -o $((first * 2048)) -c 12 "$disk"
-        fio 2 $1 "--rw=write --io_size=${size}M --do_verify=0 --ioengine=io_uring --iodepth=8""#,
+        fio 1 $1 '--name=last --rw=write --do_verify=0 --ioengine=io_uring --iodepth=8'"#,
     unmount: ":",
     check: ":",
 };
