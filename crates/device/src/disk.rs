@@ -3,8 +3,9 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
-use parking_lot::RawMutex;
+use parking_lot::{Mutex, RawMutex, RwLock};
 use thiserror::Error;
 use virtio_zbd_spec::ID_LEN_BYTES;
 use virtio_zbd_store::{EngineChoice, Store, StoreError};
@@ -17,6 +18,7 @@ use crate::inflight::{Inflight, InflightLog};
 use crate::mailbox::Mailboxes;
 use crate::queue::{Queue, StartError};
 use crate::ring::RingConfig;
+use crate::shape::Shape;
 
 /// How a disk is shown to its driver.
 #[derive(Clone, Copy, Debug)]
@@ -35,8 +37,11 @@ pub struct DiskConfig {
 /// [`Disk::close`] flushes and closes the store.
 pub struct Disk {
     pub(crate) store: Arc<dyn Store>,
-    pub(crate) zones: Option<Zones>,
-    pub(crate) offer: Offer,
+    /// Its zones and what is offered of it, at its present size.
+    pub(crate) shape: RwLock<Arc<Shape>>,
+    /// As in the shape: whether there is a newer one.
+    pub(crate) epoch: AtomicU64,
+    pub(crate) growing: Mutex<()>,
     pub(crate) serial: [u8; ID_LEN_BYTES],
     pub(crate) mailboxes: Arc<Mailboxes>,
     pub(crate) committer: Committer,
@@ -114,8 +119,9 @@ impl Disk {
         let serial = store.identity().serial;
         Ok(Arc::new(Self {
             store,
-            zones,
-            offer,
+            shape: RwLock::new(Arc::new(Shape { epoch: 0, zones, offer })),
+            epoch: AtomicU64::new(0),
+            growing: Mutex::new(()),
             serial,
             mailboxes,
             committer,
@@ -126,12 +132,12 @@ impl Disk {
 
     /// The virtio feature bits that the disk offers.
     pub fn features(&self) -> u64 {
-        self.offer.features().bits()
+        self.shape().offer.features().bits()
     }
 
     /// How many queues a driver may use.
     pub fn queue_count(&self) -> u16 {
-        self.offer.queues
+        self.shape().offer.queues
     }
 
     /// The state of a connection whose driver has not spoken yet.
@@ -144,12 +150,12 @@ impl Disk {
     /// # Errors
     /// The disk can't be used so (V4): FEATURES_OK must stay clear.
     pub fn negotiate(&self, accepted: u64) -> Result<Arc<Negotiated>, FeaturesRefused> {
-        Negotiated::new(&self.offer, accepted).map(Arc::new)
+        Negotiated::new(&self.shape().offer, accepted).map(Arc::new)
     }
 
     /// Copies the configuration space from `offset` on to `out`; what lies past its end is zero.
     pub fn read_config(&self, negotiated: &Negotiated, offset: u32, out: &mut [u8]) {
-        config::copy_config(&self.offer.config_space(negotiated), offset, out);
+        config::copy_config(&self.shape().offer.config_space(negotiated), offset, out);
     }
 
     /// Takes what a driver writes to the configuration space from `offset` on: see [`Negotiated::write_config`].
@@ -195,7 +201,7 @@ impl Disk {
 
     /// How many zones are open and how many are active; zeros for a plain disk.
     pub fn open_and_active(&self) -> (u32, u32) {
-        self.zones.as_ref().map_or((0, 0), ZoneTable::open_and_active)
+        self.shape().zones.as_ref().map_or((0, 0), ZoneTable::open_and_active)
     }
 
     /// Makes everything durable and closes the store. The queues have been stopped before; a second call does nothing.

@@ -30,7 +30,8 @@ impl Worker {
             let head = self.flights.get_mut(slot).map_or(0, |flight| flight.head);
             log::trace!(target: "vzbd::request", "queue {} head {head}: {request:?}", self.place.index);
         }
-        if self.place.disk.offer.read_only && request.changes_the_disk() {
+        self.place.take_up_growth();
+        if self.place.shape.offer.read_only && request.changes_the_disk() {
             return self.answer(slot, Answer::status(Status::IoErr));
         }
         self.make(slot, request);
@@ -38,6 +39,7 @@ impl Worker {
 
     /// Makes a request again that has waited for its zone.
     pub(crate) fn retry(&mut self, slot: u32) {
+        self.place.take_up_growth();
         match self.set_step(slot, Step::Starting) {
             Some(Step::Waiting(request)) => self.make(slot, request),
             Some(Step::WaitingToResetAll(progress)) => self.reset_all(slot, progress),
@@ -68,14 +70,14 @@ impl Worker {
 
     fn read(&mut self, slot: u32, sector: u64, data: &Spans) {
         let sectors = u64::from(data.len_bytes() / SECTOR_LEN_BYTES);
-        let disk = &self.place.disk;
-        let stored_sectors = match &disk.zones {
+        let shape = &self.place.shape;
+        let stored_sectors = match &shape.zones {
             Some(zones) => match zones.admit_read(sector, sectors) {
                 Ok(plan) if plan.more.is_empty() => plan.stored_sectors,
                 Ok(plan) => return self.read_stretches(slot, sector, data, &plan),
                 Err(refusal) => return self.refuse(slot, refusal),
             },
-            None if !disk.offer.holds(sector, sectors) => {
+            None if !shape.offer.holds(sector, sectors) => {
                 return self.answer(slot, Answer::status(Status::IoErr));
             }
             None => sectors,
@@ -135,9 +137,9 @@ impl Worker {
         let Some(buffer) = self.buffer(data) else {
             return self.answer(slot, Answer::status(Status::IoErr));
         };
-        let disk = &self.place.disk;
+        let shape = &self.place.shape;
         let ticket = self.place.mailbox.ticket(slot);
-        let grant = match &disk.zones {
+        let grant = match &shape.zones {
             Some(zones) => {
                 let head = self.flights.get_mut(slot).map_or(0, |flight| flight.head);
                 // Noted before another request, perhaps of another queue, can have the place behind it.
@@ -155,7 +157,7 @@ impl Worker {
                     Err(refusal) => return self.refuse(slot, refusal),
                 }
             }
-            None if disk.offer.holds(sector, sectors.into()) => None,
+            None if shape.offer.holds(sector, sectors.into()) => None,
             None => return self.answer(slot, Answer::status(Status::IoErr)),
         };
         let mut grant = grant;
@@ -176,8 +178,8 @@ impl Worker {
 
     /// DISCARD and WRITE_ZEROES, of a plain disk: all ranges at once, one answer.
     fn zero(&mut self, slot: u32, ranges: &[SectorRange]) {
-        let disk = &self.place.disk;
-        if !ranges.iter().all(|range| disk.offer.holds(range.sector, range.sectors.into())) {
+        let shape = &self.place.shape;
+        if !ranges.iter().all(|range| shape.offer.holds(range.sector, range.sectors.into())) {
             return self.answer(slot, Answer::status(Status::IoErr));
         }
         let ranges = ranges.iter().filter(|range| range.sectors != 0);
@@ -205,7 +207,7 @@ impl Worker {
         match step {
             Some(Step::Reading { .. }) if ok => self.answer(slot, Answer::FILLED),
             Some(Step::Reading { sector }) if bad && self.store_keeps() => {
-                let zones = self.place.disk.zones.as_ref();
+                let zones = self.place.shape.zones.as_ref();
                 let doubted = zones.and_then(|zones| zones.doubt(sector));
                 self.reread_then_answer(slot, doubted, Answer::status(Status::IoErr));
             }
@@ -276,14 +278,14 @@ impl Worker {
     /// Tells the zone how a write has ended, and those who waited for the zone. The gap that a failure may leave holds zeros
     /// already. Returns a zone of which the store is to be asked now.
     pub(crate) fn settle(&mut self, grant: Option<Grant>, ok: bool) -> Option<Begun> {
-        let settled = self.place.disk.zones.as_ref()?.settle(grant?, ok);
+        let settled = self.place.shape.zones.as_ref()?.settle(grant?, ok);
         self.wake(settled.woken);
         settled.reread
     }
 
     /// Tells the zone that a write has failed of which only the store knows what it has left. Returns the zone if the store is to be asked now.
     pub(crate) fn fail(&mut self, grant: Grant) -> Option<Begun> {
-        let settled = self.place.disk.zones.as_ref()?.fail(grant);
+        let settled = self.place.shape.zones.as_ref()?.fail(grant);
         self.wake(settled.woken);
         settled.reread
     }
@@ -304,7 +306,7 @@ impl Worker {
     /// A read at `sector` has failed because of the medium. Is it only that place? The beginning, the middle and the end of what the
     /// zone holds are tried.
     fn probe_zone_of(&mut self, slot: u32, sector: u64) {
-        let zones = self.place.disk.zones.as_ref();
+        let zones = self.place.shape.zones.as_ref();
         let Some(probe) = zones.and_then(|zones| Probe::of(zones, sector)) else {
             return self.answer(slot, Answer::status(Status::IoErr));
         };
@@ -315,7 +317,7 @@ impl Worker {
     fn probe(&mut self, slot: u32, mut probe: Probe) {
         let Some(sector) = probe.left.pop() else {
             // Unless it was reset meanwhile: then what could not be read is nobody's business any more.
-            let zones = self.place.disk.zones.as_ref();
+            let zones = self.place.shape.zones.as_ref();
             let holds_data = zones.is_some_and(|zones| {
                 let start = zones.geometry().zone_start(probe.zone);
                 zones.admit_read(start, 1).is_ok_and(|plan| plan.stored_sectors > 0)
@@ -326,13 +328,13 @@ impl Worker {
             };
         };
         self.set_step(slot, Step::Probing(probe));
-        let len_bytes = usize::try_from(self.place.disk.offer.block_len_bytes).unwrap_or(4096);
+        let len_bytes = usize::try_from(self.place.shape.offer.block_len_bytes).unwrap_or(4096);
         self.lane.read(slot.into(), IoBuffer::owned(vec![0; len_bytes]), len_bytes, byte_offset(sector));
     }
 
     /// Takes a zone out of use. Returns whether it was in use.
     pub(crate) fn retire(&self, zone: u32, to: Retirement) -> bool {
-        let retired = self.place.disk.zones.as_ref().is_some_and(|zones| zones.retire(zone, to));
+        let retired = self.place.shape.zones.as_ref().is_some_and(|zones| zones.retire(zone, to));
         if retired {
             let fate = match to {
                 Retirement::ReadOnly => "can't be written any more: it is read-only",
@@ -369,8 +371,8 @@ impl Worker {
 
     /// OPEN, CLOSE, FINISH, RESET.
     fn manage(&mut self, slot: u32, request: Request) {
-        let disk = Arc::clone(&self.place.disk);
-        let Some(zones) = &disk.zones else {
+        let shape = Arc::clone(&self.place.shape);
+        let Some(zones) = &shape.zones else {
             return self.answer(slot, Answer::status(Status::Unsupp));
         };
         let ticket = self.place.mailbox.ticket(slot);
@@ -408,8 +410,8 @@ impl Worker {
     /// RESET_ALL: zone after zone is taken in ascending order, so that two of them can't wait for each other; then
     /// one commit for all.
     fn reset_all(&mut self, slot: u32, mut progress: ResetAll) {
-        let disk = Arc::clone(&self.place.disk);
-        let Some(zones) = &disk.zones else {
+        let shape = Arc::clone(&self.place.shape);
+        let Some(zones) = &shape.zones else {
             return self.answer(slot, Answer::status(Status::Unsupp));
         };
         let ticket = self.place.mailbox.ticket(slot);
@@ -492,7 +494,7 @@ impl Worker {
                 zones.iter().find(|(other, _)| *other == zone).map_or(ResetEnd::Done, |(_, end)| *end)
             }
         };
-        if let Some(settled) = self.place.disk.zones.as_ref().map(|zones| zones.end(begun, end)) {
+        if let Some(settled) = self.place.shape.zones.as_ref().map(|zones| zones.end(begun, end)) {
             self.wake(settled.woken);
         }
         end
@@ -503,8 +505,8 @@ impl Worker {
     fn report(&mut self, slot: u32, sector: u64, data: &Spans) {
         const HEADER_LEN: u32 = len_of::<ReportHeader>();
         const ZONE_LEN: u32 = len_of::<ZoneDescriptor>();
-        let disk = Arc::clone(&self.place.disk);
-        let Some(zones) = &disk.zones else {
+        let shape = Arc::clone(&self.place.shape);
+        let Some(zones) = &shape.zones else {
             return self.answer(slot, Answer::status(Status::Unsupp));
         };
         let first = zones.geometry().zone_of(sector);

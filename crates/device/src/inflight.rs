@@ -84,6 +84,8 @@ mod mark {
     pub(super) const RUN: usize = 5;
     /// 1: the driver has turned the write-back cache off.
     pub(super) const WRITE_THROUGH: usize = 6;
+    /// The disk's length in sectors, as its driver was told last; 0: nothing is known of that.
+    pub(super) const CAPACITY: usize = 7;
 }
 
 /// The format of the notes below.
@@ -249,9 +251,11 @@ impl Disk {
     pub fn use_inflight(&self, buffer: &dyn InflightBuffer) -> bool {
         let before = std::mem::take(&mut *self.inflight.waiting.lock());
         let is_ours = self.is_ours(buffer);
+        let shape = self.shape();
         if !is_ours {
             buffer.set_mark(mark::FORMAT, 0);
             buffer.set_mark(mark::WRITE_THROUGH, 0);
+            buffer.set_mark(mark::CAPACITY, 0);
         }
         let is_this_run = is_ours && buffer.mark(mark::RUN) == self.inflight.run;
         let cache_was_off = is_ours && !is_this_run && buffer.mark(mark::WRITE_THROUGH) == 1;
@@ -268,13 +272,13 @@ impl Disk {
             let mut note = Note::of(buffer.note(queue, head, 0), buffer.note(queue, head, 1));
             // Where the store has the write pointers it has moved this one past the place with the data, and never without.
             if let (Note::Placed { sector, sectors }, Some(zones), true) =
-                (note, &self.zones, self.store.keeps_conditions())
+                (note, &shape.zones, self.store.keeps_conditions())
                 && zones.was_written(sector, sectors)
             {
                 note = Note::Written { sector, sectors };
                 buffer.set_note(queue, head, 0, note.words().0);
             }
-            let stands = match (note, &self.zones) {
+            let stands = match (note, &shape.zones) {
                 (Note::Placed { .. }, Some(_)) if self.store.keeps_conditions() => false,
                 (Note::Placed { sector, sectors }, Some(zones)) => {
                     let this = Waiting { queue, sector, sectors };
@@ -319,6 +323,18 @@ impl Disk {
         buffer.set_mark(mark::WRITE_THROUGH, negotiated.has_turned_cache_off().into());
     }
 
+    /// Whether a driver knows of the disk's size, by a buffer that was taken up: not if the disk has grown since the driver was told, and the process
+    /// that was to tell it died. With a buffer in which nothing is noted of it a driver has read the size itself.
+    pub fn capacity_is_told(&self, buffer: &dyn InflightBuffer) -> bool {
+        let told = buffer.mark(mark::CAPACITY);
+        told == 0 || told == self.capacity_sectors()
+    }
+
+    /// Puts down in a buffer that was taken up that the driver knows of the disk's present size.
+    pub fn keep_capacity(&self, buffer: &dyn InflightBuffer) {
+        buffer.set_mark(mark::CAPACITY, self.capacity_sectors());
+    }
+
     /// The front-end's buffer counts for nothing any more: its rings begin anew. Writes that waited to be made again in their old
     /// places are not: what is there stays.
     pub fn forget_inflight(&self) {
@@ -336,7 +352,8 @@ impl Disk {
     }
 
     fn give_up(&self, writes: Vec<Waiting>) {
-        let Some(zones) = &self.zones else { return };
+        let shape = self.shape();
+        let Some(zones) = &shape.zones else { return };
         for Waiting { sector, sectors, .. } in writes {
             // What this process has begun behind the write pointer stays for its queue.
             let below = zones.is_kept(sector, sectors);

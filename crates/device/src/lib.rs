@@ -33,6 +33,7 @@ mod request;
 mod rescue;
 mod resume;
 mod ring;
+mod shape;
 mod spans;
 mod worker;
 
@@ -44,3 +45,4 @@ pub use disk::{Disk, DiskConfig, DiskError, QueueConfig};
 pub use inflight::{InflightBuffer, InflightLog};
 pub use queue::{Queue, StartError};
 pub use ring::{RingConfig, RingError};
+pub use shape::Growth;

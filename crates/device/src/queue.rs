@@ -44,6 +44,7 @@ impl Queue {
         });
         let started = watched.and_then(|kick| {
             let place = Place {
+                shape: disk.shape(),
                 disk: Arc::clone(&disk),
                 index,
                 negotiated,

@@ -35,7 +35,7 @@ impl Worker {
                 return self.stable_then_answer(slot, write_answer(&request, sector));
             }
             Note::Placed { sector, sectors } if self.is_for(&request, sector, sectors) => {
-                let zones = self.place.disk.zones.as_ref();
+                let zones = self.place.shape.zones.as_ref();
                 if let Some(grant) = zones.and_then(|zones| zones.adopt(sector, sectors)) {
                     return self.write_in_place(slot, &request, grant, sectors);
                 }
@@ -55,7 +55,7 @@ impl Worker {
 
     /// Whether a note can be this request's: it names a place that the request can have had.
     fn is_for(&self, request: &Request, sector: u64, sectors: u32) -> bool {
-        let Some(zones) = &self.place.disk.zones else { return false };
+        let Some(zones) = &self.place.shape.zones else { return false };
         let geometry = zones.geometry();
         let data_sectors = |len_bytes: u32| len_bytes / SECTOR_LEN_BYTES;
         match request {
@@ -85,7 +85,7 @@ impl Worker {
     }
 
     fn is_empty(&self, sector: u64) -> bool {
-        let zones = self.place.disk.zones.as_ref();
+        let zones = self.place.shape.zones.as_ref();
         zones.is_some_and(|zones| {
             let zone = zones.geometry().zone_of(sector).and_then(|zone| zones.report(zone));
             zone.is_some_and(|zone| zone.start == sector && zone.condition == Condition::Empty)

@@ -22,6 +22,7 @@ use crate::inflight::{Note, Notes};
 use crate::mailbox::{Mailbox, Message};
 use crate::request::{APPEND_SECTOR_LEN, InHeader, Request, parse};
 use crate::ring::SplitRing;
+use crate::shape::Shape;
 use crate::spans::Spans;
 
 /// The lane's name for the driver's kick.
@@ -32,6 +33,8 @@ pub(crate) const MAILBOX: u32 = 1;
 /// What a worker has around it.
 pub(crate) struct Place {
     pub(crate) disk: Arc<Disk>,
+    /// The disk at the size that this worker knows of.
+    pub(crate) shape: Arc<Shape>,
     pub(crate) index: u16,
     pub(crate) negotiated: Arc<Negotiated>,
     pub(crate) memory: Arc<GuestMemoryMmap>,

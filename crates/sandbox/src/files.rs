@@ -1,7 +1,7 @@
 //! Landlock: no files but those that are open.
 
 use std::fs;
-use std::path::Path;
+use std::path::PathBuf;
 
 use landlock::{
     ABI, Access, AccessFs, AccessNet, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr,
@@ -13,7 +13,7 @@ use landlock::{
 const VERSION: ABI = ABI::V6;
 
 /// Confines this thread and all that it will start. The error is for people.
-pub(crate) fn confine(remove_in: Option<&Path>) -> Result<(), String> {
+pub(crate) fn confine(remove_in: &[PathBuf]) -> Result<(), String> {
     let threads = fs::read_dir("/proc/self/task").map(Iterator::count);
     if let Ok(threads @ 2..) = threads {
         return Err(format!("there are {threads} threads already, and it holds for one"));
@@ -25,7 +25,7 @@ pub(crate) fn confine(remove_in: Option<&Path>) -> Result<(), String> {
         .and_then(|rules| rules.scope(Scope::from_all(VERSION)))
         .and_then(Ruleset::create)
         .map_err(failed)?;
-    if let Some(directory) = remove_in {
+    for directory in remove_in {
         let directory = PathFd::new(directory).map_err(|error| error.to_string())?;
         rules = rules.add_rule(PathBeneath::new(directory, AccessFs::RemoveFile)).map_err(failed)?;
     }

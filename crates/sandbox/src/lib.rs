@@ -35,7 +35,7 @@ use std::path::PathBuf;
 /// What a process may still do once it has entered.
 #[derive(Clone, Debug, Default)]
 pub struct Sandbox {
-    remove_in: Option<PathBuf>,
+    remove_in: Vec<PathBuf>,
     also: Vec<i64>,
     controls: Vec<u32>,
 }
@@ -55,12 +55,12 @@ impl Sandbox {
         Self::default()
     }
 
-    /// Files (also sockets) may be removed in this directory and below: a server's own socket, at its end. It must exist.
+    /// Files (also sockets) may be removed in this directory and below: a server's own socket, at its end. It must exist. There may be several.
     ///
     /// Where Landlock is missing no file can be removed at all.
     #[must_use]
     pub fn remove_files_in(mut self, directory: impl Into<PathBuf>) -> Self {
-        self.remove_in = Some(directory.into());
+        self.remove_in.push(directory.into());
         self
     }
 
@@ -83,9 +83,9 @@ impl Sandbox {
     /// It must have one thread: Landlock holds for the thread that enters and for those that it starts. Each wall is put up
     /// as far as the kernel can; whether to go on with a gap is the caller's decision.
     pub fn enter(&self) -> Cage {
-        let files = files::confine(self.remove_in.as_deref());
+        let files = files::confine(&self.remove_in);
         // Removing is allowed only where something says in which directory.
-        let removes = self.remove_in.is_some() && files.is_ok();
+        let removes = !self.remove_in.is_empty() && files.is_ok();
         let calls = calls::confine(removes, &self.also, &self.controls);
         Cage { files, calls }
     }

@@ -246,6 +246,13 @@ impl Server {
     }
 }
 
+/// The listening socket, for who accepts from it and speaks another protocol.
+impl AsFd for Server {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
         let Some(ours) = self.file else { return };

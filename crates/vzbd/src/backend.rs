@@ -3,17 +3,23 @@
 use std::sync::Arc;
 
 use virtio_zbd_device::{
-    Disk, InflightBuffer, InflightLog, Negotiated, QUEUE_SIZE_MAX, Queue, QueueConfig, RingConfig,
+    Disk, Growth, InflightBuffer, InflightLog, Negotiated, QUEUE_SIZE_MAX, Queue, QueueConfig, RingConfig,
 };
 use virtio_zbd_spec::Features;
+use virtio_zbd_store::StoreError;
 use virtio_zbd_vhost_user::{
     Backend, ConfigRefused, FeaturesRefused, FrontendNotifier, Inflight, InflightQueue, RunningQueue,
     Session, StartError, Vring,
 };
 
+use crate::frontends::Frontends;
+
 /// A disk as a vhost-user back-end, for a [`Server`](virtio_zbd_vhost_user::Server).
 #[derive(Clone)]
-pub struct DiskBackend(Arc<Disk>);
+pub struct DiskBackend {
+    disk: Arc<Disk>,
+    frontends: Arc<Frontends>,
+}
 
 /// One front-end's use of the disk.
 pub struct DiskSession {
@@ -23,6 +29,9 @@ pub struct DiskSession {
     inflight: Option<Inflight>,
     /// The driver had turned the write-back cache off when an earlier process served it, and has not said otherwise since.
     cache_was_off: bool,
+    frontends: Arc<Frontends>,
+    /// What the front-end is called there.
+    id: u64,
 }
 
 /// A queue with its worker, and what it was started with.
@@ -35,7 +44,27 @@ impl DiskBackend {
     /// Offers `disk` to front-ends.
     #[must_use]
     pub fn new(disk: Arc<Disk>) -> Self {
-        Self(disk)
+        Self { disk, frontends: Arc::default() }
+    }
+
+    /// Makes the disk `capacity_sectors` long while it is used, and tells the connected front-ends that its configuration has changed.
+    /// Returns what has changed, and how many front-ends see it: one that has no channel for such messages does not.
+    ///
+    /// # Errors
+    /// As [`Disk::grow`].
+    pub fn grow(&self, capacity_sectors: u64) -> Result<(Growth, usize), StoreError> {
+        let growth = self.disk.grow(capacity_sectors)?;
+        let told = match growth.capacity_sectors == growth.capacity_sectors_before {
+            true => 0,
+            false => self.frontends.tell_all(&self.disk),
+        };
+        Ok((growth, told))
+    }
+
+    /// The disk that is offered.
+    #[must_use]
+    pub fn disk(&self) -> &Arc<Disk> {
+        &self.disk
     }
 }
 
@@ -43,11 +72,11 @@ impl Backend for DiskBackend {
     type Session = DiskSession;
 
     fn features(&self) -> u64 {
-        self.0.features()
+        self.disk.features()
     }
 
     fn queue_count(&self) -> u16 {
-        self.0.queue_count()
+        self.disk.queue_count()
     }
 
     fn queue_size_max(&self) -> u16 {
@@ -58,12 +87,14 @@ impl Backend for DiskBackend {
         true
     }
 
-    fn connect(&self, _: FrontendNotifier) -> DiskSession {
+    fn connect(&self, frontend: FrontendNotifier) -> DiskSession {
         DiskSession {
-            disk: Arc::clone(&self.0),
-            negotiated: self.0.not_negotiated(),
+            disk: Arc::clone(&self.disk),
+            negotiated: self.disk.not_negotiated(),
             inflight: None,
             cache_was_off: false,
+            frontends: Arc::clone(&self.frontends),
+            id: self.frontends.connected(frontend),
         }
     }
 }
@@ -96,6 +127,7 @@ impl Session for DiskSession {
     fn use_inflight(&mut self, buffer: &Inflight) {
         self.cache_was_off = self.disk.use_inflight(&Buffer(buffer));
         self.inflight = Some(buffer.clone());
+        self.frontends.has_buffer(self.id, buffer, &self.disk);
         self.restore_cache_mode();
     }
 
@@ -129,6 +161,7 @@ impl Session for DiskSession {
             .disk
             .start_queue(index, Arc::clone(&self.negotiated), config)
             .map_err(|error| failed(&error))?;
+        self.frontends.begins(self.id, &self.disk);
         Ok(DiskQueue { queue, vring })
     }
 
@@ -137,6 +170,12 @@ impl Session for DiskSession {
         self.negotiated = self.disk.not_negotiated();
         self.cache_was_off = false;
         self.keep_cache_mode();
+    }
+}
+
+impl Drop for DiskSession {
+    fn drop(&mut self) {
+        self.frontends.gone(self.id);
     }
 }
 
@@ -167,7 +206,7 @@ impl RunningQueue for DiskQueue {
 }
 
 /// The server's buffer of requests under way, as the device knows it.
-struct Buffer<'a>(&'a Inflight);
+pub(crate) struct Buffer<'a>(pub(crate) &'a Inflight);
 
 impl InflightBuffer for Buffer<'_> {
     fn queue_count(&self) -> u16 {

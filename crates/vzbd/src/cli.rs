@@ -45,6 +45,8 @@ pub(crate) enum Command {
     /// Do something to the zones of an image by hand.
     #[command(subcommand)]
     Zone(ZoneCommand),
+    /// Make a disk longer: zones are added at its end. A disk that is served grows while it is used, and its guest is told.
+    Resize(ResizeArgs),
     /// Read from a disk.
     Read(ReadArgs),
     /// Write to a disk; flushed at the end.
@@ -113,6 +115,10 @@ pub(crate) struct CreateArgs {
     /// The kind of disk [default: host-managed].
     #[arg(long, value_enum)]
     pub(crate) zoned: Option<Zoned>,
+    /// How long the disk may become one day (`vzbd resize`): leaves room in the file for the states of that many zones, which costs no space
+    /// [default: eight times its size].
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) grow_to: Option<Size>,
     /// Replace a file that is there already.
     #[arg(long)]
     pub(crate) force: bool,
@@ -163,6 +169,9 @@ pub(crate) struct ServeArgs {
     /// of LISTEN_FDS is taken, as systemd's socket units give it.
     #[arg(long, value_name = "N", conflicts_with = "socket", value_parser = clap::value_parser!(i32).range(0..))]
     pub(crate) socket_fd: Option<i32>,
+    /// Listen on this Unix socket, too, for this user only, for `vzbd resize` and whoever speaks its protocol (docs/resize.md).
+    #[arg(long, value_name = "SOCK")]
+    pub(crate) control: Option<PathBuf>,
     /// How many queues the virtual machine may use.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(crate) queues: u16,
@@ -389,6 +398,24 @@ pub(crate) struct ZonesArgs {
     /// Every zone to which it can be done.
     #[arg(long, conflicts_with = "zones")]
     pub(crate) all: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ResizeArgs {
+    /// The disk: the socket of `vzbd serve --control`, or an image that nobody uses.
+    pub(crate) target: PathBuf,
+    /// Its new length: 8G, 1.5T; powers of 1024. A disk can't be made shorter.
+    #[arg(long)]
+    pub(crate) size: Size,
+    /// What kind of disk a file holds; `none`: the file itself is the disk [default: host-managed].
+    #[arg(long, value_enum)]
+    pub(crate) zoned: Option<Zoned>,
+    /// How many seconds who serves the disk may take.
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = parse::seconds)]
+    pub(crate) timeout: Duration,
+    /// For programs.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// A place on the disk.

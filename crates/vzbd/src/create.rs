@@ -29,6 +29,11 @@ pub(crate) fn run(args: &CreateArgs) -> anyhow::Result<()> {
         Zoned::HostAware => Model::HostAware,
         Zoned::None => {
             geometry::refuse(&args.geometry, "--zoned none")?;
+            if args.grow_to.is_some() {
+                return Err(wrong_call(
+                    "--grow-to does not go with --zoned none: such a file needs no room for zones",
+                ));
+            }
             size.sectors("--size").map_err(wrong_call)?;
             if size.bytes == 0 {
                 return Err(wrong_call("--size is 0; a disk has at least one sector of 512 bytes"));
@@ -39,7 +44,9 @@ pub(crate) fn run(args: &CreateArgs) -> anyhow::Result<()> {
     };
     let geometry = geometry::of(size, model, &wish.geometry)?;
     let notes = geometry::linux_notes(&geometry);
-    let options = CreateOptions { overwrite: args.force, ..CreateOptions::default() };
+    let grow_to_sectors = args.grow_to.map(|size| size.sectors("--grow-to")).transpose();
+    let grow_to_sectors = grow_to_sectors.map_err(wrong_call)?;
+    let options = CreateOptions { overwrite: args.force, grow_to_sectors };
     ImageStore::create(path, geometry, options)?;
     for note in notes {
         eprintln!("vzbd: note: {note}");

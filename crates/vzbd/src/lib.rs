@@ -18,6 +18,8 @@
 #![forbid(unsafe_code)]
 
 mod backend;
+pub mod control;
+mod frontends;
 mod served;
 
 pub use backend::{DiskBackend, DiskQueue, DiskSession};

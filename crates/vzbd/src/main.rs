@@ -20,6 +20,7 @@ mod record;
 mod refusal;
 mod replay;
 mod report;
+mod resize;
 mod sandbox;
 mod serve;
 mod size;
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
         Command::Finish(args) => zones::run(&args, Action::Finish),
         Command::Reset(args) => zones::run(&args, Action::Reset),
         Command::Zone(ZoneCommand::SetState(args)) => zones::set_state(&args),
+        Command::Resize(args) => resize::run(&args),
         Command::Read(args) => data::read(&args),
         Command::Write(args) => data::write(&args),
         Command::Append(args) => data::append(&args),

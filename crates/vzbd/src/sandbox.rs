@@ -67,9 +67,10 @@ pub(crate) fn enter(args: &ServeArgs, server: &Server, store: &dyn Store) -> any
     if store.keeps_conditions() {
         sandbox = sandbox.allow_controls(&HostStore::IOCTLS);
     }
-    // Its own socket's file, at the end.
-    if args.socket.is_some() {
-        let directory = server.path().parent().filter(|parent| !parent.as_os_str().is_empty());
+    // Its own sockets' files, at the end.
+    let sockets = [args.socket.as_ref().map(|_| server.path()), args.control.as_deref()];
+    for socket in sockets.into_iter().flatten() {
+        let directory = socket.parent().filter(|parent| !parent.as_os_str().is_empty());
         sandbox = sandbox.remove_files_in(directory.unwrap_or(Path::new(".")));
     }
     let gaps = sandbox.enter().gaps();

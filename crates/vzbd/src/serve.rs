@@ -12,6 +12,7 @@ use virtio_zbd_store::{
 };
 use virtio_zbd_zones::Model;
 use vzbd::DiskBackend;
+use vzbd::control::Control;
 
 use crate::cli::{IoEngine, ServeArgs, Zoned};
 use crate::profile::Wish;
@@ -34,6 +35,7 @@ pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<()> {
     };
     let config = DiskConfig { queues: args.queues, block_len_bytes: PLAIN_BLOCK_LEN_BYTES, engine };
     let server = sandbox::listen(args)?;
+    let control = args.control.as_deref().map(Control::bind).transpose()?;
     // Before the first thread, and before a front-end's first byte.
     sandbox::enter(args, &server, &*store)?;
     if let Some(cut) = power_cut {
@@ -52,7 +54,11 @@ pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<()> {
         log::debug!("nobody reads the greeting: {error}");
     }
 
-    let served = server.serve(&DiskBackend::new(Arc::clone(&disk)), &stop);
+    let backend = DiskBackend::new(Arc::clone(&disk));
+    let control = control.map(|control| control.start(backend.clone())).transpose();
+    let control = control.context("the control socket can't be served")?;
+    let served = server.serve(&backend, &stop);
+    drop(control);
     // The queues are stopped and drained: now what they wrote is made to last, however the serving ended.
     let closed = disk.close().with_context(|| format!("{} could not be closed cleanly", args.target));
     if let Err(error) = &closed {

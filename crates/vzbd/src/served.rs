@@ -33,7 +33,7 @@ impl Default for ServeOptions {
 ///
 /// Dropping it ends the thread and closes the store, as [`stop`](Self::stop) does; what goes wrong then is logged.
 pub struct ServedDisk {
-    disk: Arc<Disk>,
+    backend: DiskBackend,
     socket: PathBuf,
     /// Readable for the thread once this end is closed; None once it was stopped.
     stop: Option<UnixStream>,
@@ -71,12 +71,13 @@ impl ServedDisk {
         let disk = Disk::new(store, DiskConfig { queues, block_len_bytes, engine })?;
         let server = Server::bind(socket)?;
         let (stop, stopped) = UnixStream::pair().map_err(ServeError::Thread)?;
-        let backend = DiskBackend::new(Arc::clone(&disk));
+        let backend = DiskBackend::new(disk);
+        let served = backend.clone();
         let thread = thread::Builder::new()
             .name("vhost-user".into())
-            .spawn(move || server.serve(&backend, &stopped))
+            .spawn(move || server.serve(&served, &stopped))
             .map_err(ServeError::Thread)?;
-        Ok(Self { disk, socket: socket.to_owned(), stop: Some(stop), thread: Some(thread) })
+        Ok(Self { backend, socket: socket.to_owned(), stop: Some(stop), thread: Some(thread) })
     }
 
     /// Where it listens.
@@ -88,7 +89,13 @@ impl ServedDisk {
     /// The disk itself.
     #[must_use]
     pub fn disk(&self) -> &Arc<Disk> {
-        &self.disk
+        self.backend.disk()
+    }
+
+    /// What its front-ends are connected to: it can [grow](DiskBackend::grow).
+    #[must_use]
+    pub fn backend(&self) -> &DiskBackend {
+        &self.backend
     }
 
     /// Ends the serving in order: what was taken is answered, the socket's file goes, the store is flushed and closed.
@@ -105,7 +112,7 @@ impl ServedDisk {
         self.stop = None;
         let served = self.thread.take().map_or(Ok(Ok(())), JoinHandle::join);
         // Also after an error: the queues are stopped, and what they wrote is made to last.
-        let closed = self.disk.close();
+        let closed = self.disk().close();
         served.map_err(|_| ServeError::Panicked)??;
         Ok(closed?)
     }

@@ -19,6 +19,7 @@ extern crate std;
 
 mod answers;
 mod geometry;
+mod grown;
 mod kept;
 mod layout;
 mod preferred;

@@ -1,6 +1,6 @@
 //! All zones of a disk, shared by the queues that use it.
 
-use alloc::boxed::Box;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::Range;
 
@@ -8,6 +8,7 @@ use crate::answers::{
     Begun, Grant, InitialStateError, ReadPlan, Refusal, ResetEnd, Retirement, Settled, Ticket, ZoneReport,
 };
 use crate::geometry::Geometry;
+use crate::grown::ZoneList;
 use crate::layout::ZoneKind;
 use crate::resources::{Resources, Room};
 use crate::state::{Condition, ZoneState};
@@ -24,10 +25,11 @@ use lock_api::{Mutex, MutexGuard, RawMutex};
 /// The resources first, then a zone. Who holds the resources may lock further zones while the first is held (the one that is
 /// closed to make room; those that a write crosses); who does not holds one zone and waits for no other lock. So no circle can close.
 pub struct ZoneTable<R, O> {
-    geometry: Geometry,
-    pub(crate) resources: Mutex<R, Resources>,
-    zones: Box<[Mutex<R, Zone>]>,
-    observer: O,
+    pub(crate) geometry: Geometry,
+    /// This and the next two are shared with the table that this one has grown from: see [`grown`](Self::grown).
+    pub(crate) resources: Arc<Mutex<R, Resources>>,
+    pub(crate) zones: ZoneList<R>,
+    pub(crate) observer: Arc<O>,
     /// A device below keeps the zones, too: see [`kept_by_device`](Self::kept_by_device).
     pub(crate) device_keeps: bool,
 }
@@ -63,7 +65,7 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
             if condition.is_active() && (full || unopened) {
                 return Err(InitialStateError::NotAtRest { zone: index, condition, wp_sectors });
             }
-            let mut zone = Zone::new(state);
+            let mut zone = Zone::new(state, geometry.zone_capacity_sectors(index));
             resources.take(state.condition);
             if state.condition == Condition::ImplicitOpen {
                 zone.implicit_stamp = resources.list_implicit(index);
@@ -80,9 +82,9 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
         }
         Ok(Self {
             geometry,
-            resources: Mutex::new(resources),
-            zones: zones.into(),
-            observer,
+            resources: Arc::new(Mutex::new(resources)),
+            zones: ZoneList::new(zones),
+            observer: Arc::new(observer),
             device_keeps: false,
         })
     }
@@ -205,7 +207,7 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
 
     /// A write in `zone` has ended; it may have been the last one.
     pub(crate) fn come_to_rest<'a>(&'a self, zone: u32, mut z: MutexGuard<'a, R, Zone>) -> Settled {
-        if self.condition_at_rest(zone, &z) != z.condition {
+        if self.condition_at_rest(&z) != z.condition {
             // The lock order wants the resources first. What happens in between is seen below, or by `transition`.
             drop(z);
             let mut resources = self.resources.lock();
@@ -530,7 +532,8 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
         {
             return Err(Refusal::UnalignedWritePointer);
         }
-        if sectors > self.geometry.zone_capacity_sectors(zone) - z.wp() {
+        // The zone's own, not the geometry's: another queue may know of more already.
+        if sectors > z.capacity_sectors - z.wp() {
             return Err(Refusal::InvalidCommand);
         }
         Ok(())
@@ -538,7 +541,7 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
 
     /// Gives a zone the condition that it has at rest.
     fn rest(&self, resources: &mut Resources, zone: u32, z: &mut Zone) {
-        let rest = self.condition_at_rest(zone, z);
+        let rest = self.condition_at_rest(z);
         if rest != z.condition {
             self.change(resources, zone, z, rest);
         }
@@ -604,11 +607,11 @@ impl<R: RawMutex, O: Observer> ZoneTable<R, O> {
 
     /// The condition that a zone takes when nothing is under way in it: full at its capacity, and what it was before
     /// where the write that opened it has failed.
-    fn condition_at_rest(&self, zone: u32, z: &Zone) -> Condition {
+    fn condition_at_rest(&self, z: &Zone) -> Condition {
         if !z.is_idle() || !z.condition.is_active() {
             return z.condition;
         }
-        if z.wp() == self.geometry.zone_capacity_sectors(zone) {
+        if z.wp() == z.capacity_sectors {
             return Condition::Full;
         }
         match z.condition {

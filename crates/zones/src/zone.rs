@@ -9,6 +9,8 @@ use crate::state::{Condition, ZoneState};
 /// A zone. All positions are in sectors from the zone's start.
 #[derive(Debug)]
 pub(crate) struct Zone {
+    /// How much of it can be written: more, once, where it was the last one of a disk that has grown.
+    pub(crate) capacity_sectors: u32,
     pub(crate) condition: Condition,
     /// Where the next write goes: the end of everything that was admitted.
     wp: u32,
@@ -52,8 +54,9 @@ enum Outcome {
 }
 
 impl Zone {
-    pub(crate) fn new(state: ZoneState) -> Self {
+    pub(crate) fn new(state: ZoneState, capacity_sectors: u32) -> Self {
         Self {
+            capacity_sectors,
             condition: state.condition,
             wp: state.wp_sectors,
             done: state.wp_sectors,
@@ -218,7 +221,7 @@ mod tests {
     use super::*;
 
     fn zone() -> Zone {
-        Zone::new(ZoneState::EMPTY)
+        Zone::new(ZoneState::EMPTY, 64)
     }
 
     #[test]
@@ -270,7 +273,7 @@ mod tests {
     #[test]
     fn what_was_under_way_below_the_write_pointer_is_taken_up_again() {
         let found = ZoneState { condition: Condition::Closed, wp_sectors: 32 };
-        let mut z = Zone::new(found);
+        let mut z = Zone::new(found, 64);
         assert!(z.take_in(16..24) && z.take_in(0..8), "in any order");
         for taken in [16..24, 12..17, 23..32, 0..8, 7..9] {
             assert!(!z.take_in(taken.clone()), "{taken:?} is not free");
@@ -298,7 +301,7 @@ mod tests {
 
     #[test]
     fn what_is_not_under_way_has_no_end() {
-        let mut z = Zone::new(ZoneState { condition: Condition::Closed, wp_sectors: 16 });
+        let mut z = Zone::new(ZoneState { condition: Condition::Closed, wp_sectors: 16 }, 64);
         assert!(z.take_in(0..8));
         for nobody_s in [0..8, 8..16, 16..24] {
             z.resolve(&nobody_s, true);

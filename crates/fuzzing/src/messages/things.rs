@@ -120,7 +120,7 @@ impl Things {
     }
 
     pub(super) fn keep_buffer(&mut self, fd: OwnedFd, len: u32) {
-        assert_eq!(fstat(&fd).unwrap().st_size, len.into(), "the buffer's length");
+        assert_eq!(fstat(&fd).unwrap().st_size, i64::from(len), "the buffer's length");
         self.buffer = Some((fd, len));
     }
 
