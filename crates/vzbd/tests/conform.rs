@@ -178,6 +178,23 @@ fn an_image_with_zones_that_are_given_up_keeps_every_rule() {
     }
 }
 
+#[test]
+fn a_read_only_disk_keeps_every_rule() {
+    let place = Place::new();
+    let path = place.small_image();
+    common::vzbd_takes(&["write", path.to_str().unwrap(), "--zone", "3"], &common::pattern(1, 64 << 10));
+    let before = fs::read(&path).unwrap();
+    let daemon = Daemon::start(&path, &place.path("sock"), &["--read-only", "--queues", "2"]);
+    let mut seen = Seen::default();
+    seen.run("a read-only image", daemon.socket(), &[]);
+    drop(daemon);
+    seen.assert_passed();
+    for id in ["S18-a", "S18-b", "G5-a", "V4-a"] {
+        assert!(seen.passed.contains(id), "{id}: {:?}", seen.passed);
+    }
+    assert!(fs::read(&path).unwrap() == before, "it was written to");
+}
+
 /// Serves a store as long as `with` takes.
 fn with_served(store: Arc<dyn Store>, with: impl FnOnce(&str)) {
     let place = Place::new();
