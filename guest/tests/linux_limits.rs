@@ -13,7 +13,7 @@ fn look_at(guest: Guest, disks: &[ServedDisk]) -> (String, Vec<String>) {
     let guest = disks.iter().fold(guest, |guest, disk| guest.disk(disk.socket())).allow_missing_disks();
     let seen = succeed(
         &guest,
-        r#"dmesg | grep -E 'virtio_blk|vd[a-z]' || true
+        r#"dmesg | grep -E 'virtio_blk|vd[a-z]: ' || true
         echo disks
         cd /sys/block
         for disk in vd?; do
@@ -38,12 +38,18 @@ fn what_linux_refuses() {
         // Blocks that are longer than a page are new to Linux.
         serve(&Geometry::new("1G", "16M").block_size(65536)),
         serve(&Geometry::new("1G", "16M").block_size(512).max_append("32K")),
+        serve(&Geometry::new("1G", "16M").zone_capacity("12M,16M")),
+        // To Linux a regular disk (L2).
+        serve(&Geometry::new("1G", "16M").set("--zoned", "host-aware").max_open(0).max_active(0)),
     ];
     for (guest, taken) in [(guest(), 1), (qemu_guest(), 2)] {
         let (log, found) = look_at(guest, &disks);
         assert!(log.contains(": zoned device with non power of two zone size 6144"), "{log}");
         assert!(log.contains(": zero max_append_sectors reported"), "{log}");
-        assert_eq!(found, vec!["host-managed 64 2097152"; taken], "{log}");
+        assert!(log.contains(": Invalid variable zone capacity"), "{log}");
+        let mut expected = vec!["host-managed 64 2097152"; taken];
+        expected.push("none 0 2097152");
+        assert_eq!(found, expected, "{log}");
         assert_eq!(log.contains("probe with driver virtio_blk failed with error -22"), taken == 1, "{log}");
     }
 }
