@@ -9,9 +9,11 @@ use std::time::Duration;
 
 use virtio_zbd_device::{Disk, DiskConfig, InflightBuffer, Queue as Worker, QueueConfig, RingConfig};
 use virtio_zbd_spec::Status;
-use virtio_zbd_store::{EngineChoice, ImageStore, OpenOptions, Store};
+use virtio_zbd_store::{
+    Commit, CommitOutcome, EngineChoice, Identity, ImageStore, Lane, OpenOptions, Store, StoreError,
+};
 use virtio_zbd_testkit::{GuestRam, Queue, QueueOptions, Request};
-use virtio_zbd_zones::Geometry;
+use virtio_zbd_zones::{Geometry, ZoneState};
 
 use common::mortal::{Death, Kept, Shown, new_file};
 use common::{FaultyMedium, SECTOR, SHAPE, blocks, ring_config, start_of};
@@ -149,6 +151,81 @@ fn an_append_by_its_note() {
             let is_new =
                 block == place && note.is_none_or(|(phase, _)| phase == PLACED || block >= written.into());
             let expected = if is_new { new.clone() } else { blocks(block, 1) };
+            assert_eq!(read(&mut guest, start_of(2) + 8 * block, 8), expected, "{written} {note:?}: {block}");
+        }
+        worker.stop();
+    }
+}
+
+/// An image as a device would be that keeps its zones itself: what lies below a write pointer can't be written again.
+struct Keeper(ImageStore);
+
+impl Store for Keeper {
+    fn capacity_bytes(&self) -> u64 {
+        self.0.capacity_bytes()
+    }
+    fn geometry(&self) -> Option<Geometry> {
+        self.0.geometry()
+    }
+    fn identity(&self) -> Identity {
+        self.0.identity()
+    }
+    fn history(&self) -> u64 {
+        self.0.history()
+    }
+    fn initial_states(&self) -> Vec<ZoneState> {
+        self.0.initial_states()
+    }
+    fn publish(&self, zone: u32, state: ZoneState) {
+        self.0.publish(zone, state);
+    }
+    fn keeps_conditions(&self) -> bool {
+        true
+    }
+    fn commit(&self, work: &Commit<'_>) -> CommitOutcome {
+        self.0.commit(work)
+    }
+    fn open_lane(&self, engine: EngineChoice) -> std::io::Result<Lane> {
+        self.0.open_lane(engine)
+    }
+    fn read_only(&self) -> bool {
+        false
+    }
+    fn close(&self) -> Result<(), StoreError> {
+        self.0.close()
+    }
+}
+
+/// Where the device has the write pointer, it has moved it past a place with the data that belongs there, and never without.
+#[test]
+fn a_device_s_write_pointer_says_what_has_come_to_it() {
+    // (blocks there, note, where it is answered to be, write pointer afterwards, in blocks)
+    let cases = [
+        (2, None, 2, 3),
+        (2, Some((PLACED, 2)), 2, 3),
+        (2, Some((PLACED, 5)), 2, 3),
+        (2, Some((WRITTEN, 2)), 2, 3),
+        // It is there, whatever the last process knew of it.
+        (3, Some((PLACED, 1)), 1, 3),
+        (3, Some((PLACED, 2)), 2, 3),
+        (3, Some((WRITTEN, 1)), 1, 3),
+    ];
+    for (written, note, place, end) in cases {
+        let (file, first, mut guest) = killed_with(written);
+        drop(first);
+        let options = OpenOptions { boot_id: Some([7; 16]), ..OpenOptions::default() };
+        let disk = disk(Arc::new(Keeper(ImageStore::open_on(file, options).unwrap())));
+        let new = blocks(77, 1);
+        let words = note.map(|(phase, block)| (phase, start_of(2) + 8 * block, 8));
+        guest.under_way(Request::zone_append(start_of(2), &new), words);
+        disk.use_inflight(&guest.shown());
+        let worker = guest.start(&disk);
+        let (_, done) = guest.queue.complete(Duration::from_secs(10)).unwrap();
+        let done = done.expect(Status::Ok);
+        assert_eq!(done.append_sector, Some(start_of(2) + 8 * place), "{written} {note:?}");
+        assert_eq!(wp(&mut guest), 8 * end, "{written} {note:?}");
+        for block in 0..end {
+            let expected = if block >= written.into() { new.clone() } else { blocks(block, 1) };
             assert_eq!(read(&mut guest, start_of(2) + 8 * block, 8), expected, "{written} {note:?}: {block}");
         }
         worker.stop();

@@ -43,6 +43,10 @@ const CASES: &[(&str, Try, Outcome)] = &[
     ("a file is made", make_file, Outcome::Refused(libc::EACCES)),
     ("another file is removed", |scene| fs::remove_file(&scene.others), Outcome::Refused(libc::EACCES)),
     ("an io_uring is made", make_ring, Outcome::Refused(libc::EPERM)),
+    // A file has none of these: that it says so itself is what shows that it was asked.
+    ("an allowed control is made", |scene| control(scene, ALLOWED_CONTROL), Outcome::Refused(libc::ENOTTY)),
+    ("another control is made", |scene| control(scene, ALLOWED_CONTROL + 1), Outcome::Refused(libc::EPERM)),
+    ("a terminal is asked for", |scene| control(scene, 0x5401), Outcome::Refused(libc::EPERM)),
     ("a program is executed", execute, Outcome::Deadly(libc::SYS_execve)),
     ("a process is forked", fork, Outcome::Deadly(libc::SYS_clone)),
     ("a socket is made", |_| call(libc::SYS_socket, [1, 1, 0]), Outcome::Deadly(libc::SYS_socket)),
@@ -115,13 +119,23 @@ fn inside(case: usize, directory: &Path) -> ! {
     let path = |name| directory.join(name).to_str().unwrap().to_owned();
     let open = File::options().read(true).write(true).open(path("open")).unwrap();
     let scene = Scene { open, ours: path("ours/file"), others: path("others") };
-    let gaps = Sandbox::new().remove_files_in(path("ours")).enter().gaps();
+    let gaps = Sandbox::new().remove_files_in(path("ours")).allow_controls(&[ALLOWED_CONTROL]).enter().gaps();
     assert!(gaps.is_empty(), "{gaps:?}");
     let (_, attempt, _) = &CASES[case];
     match attempt(&scene) {
         Ok(()) => exit(0),
         Err(error) => exit(error.raw_os_error().unwrap_or(255)),
     }
+}
+
+/// BLKOPENZONE.
+const ALLOWED_CONTROL: u32 = 0x4010_1286;
+
+fn control(scene: &Scene, number: u32) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    let mut range = [0u64; 2];
+    let argument = c_long::try_from(range.as_mut_ptr().addr()).unwrap();
+    call(libc::SYS_ioctl, [scene.open.as_raw_fd().into(), number.into(), argument])
 }
 
 fn call(number: c_long, arguments: [c_long; 3]) -> io::Result<()> {
