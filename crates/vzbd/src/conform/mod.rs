@@ -100,7 +100,7 @@ fn ask(disk: &Description) -> anyhow::Result<()> {
     io::stdin().read_line(&mut answer)?;
     match answer.trim() {
         "y" | "Y" | "yes" => Ok(()),
-        _ => Err(wrong_call("nothing was sent to the disk")),
+        _ => Err(wrong_call("nothing was changed on the disk")),
     }
 }
 
