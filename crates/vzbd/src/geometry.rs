@@ -220,6 +220,12 @@ pub(crate) fn linux_notes(geometry: &Geometry) -> Vec<String> {
         refuses("its sequential zones have several capacities".into());
     }
     // The last zone's may differ: it may be a runt.
+    if config.write_granularity_bytes > 4096 {
+        let block = Size::from(u64::from(config.write_granularity_bytes));
+        refuses(format!(
+            "its blocks are {block} long, and Linux 6.12 takes none longer than a page of memory (4K)"
+        ));
+    }
     if u64::from(config.max_append_sectors) >= 1 << 23 {
         refuses("its append limit is 4G or more".into());
     }
@@ -311,6 +317,7 @@ mod tests {
             ((|a| a.zone_size = Some(Size::from(3 << 20))) as fn(&mut GeometryArgs), "no power of two"),
             (|a| a.max_append = Some(Size::from(0)), "no zone append"),
             (|a| a.preferred = set("3..5"), "sequential-write-preferred"),
+            (|a| a.block_size = Some(Size::from(8192)), "page of memory"),
             (|a| a.zone_capacity = Some([4096, 8192].map(Size::from).to_vec()), "several capacities"),
         ] {
             let notes = notes(change);

@@ -3,7 +3,7 @@
 use std::mem::offset_of;
 use std::ops::Range;
 
-use virtio_zbd_zones::{Condition, SECTOR_LEN_BYTES, ZoneState};
+use virtio_zbd_zones::{Condition, SECTOR_LEN_BYTES, ZoneKind, ZoneState};
 
 use super::report::finding;
 use super::{FindingKind, Frame, Remedy, Severity, States, Walk, fault_text};
@@ -173,6 +173,14 @@ fn settle(walk: &mut Walk<'_>, frame: &Frame, states: &States, zone: &Found) {
             format!(
                 "zone {} has something behind the {} sectors of its data that are known of, {where_}; a newer version of \
                  its state may have known of it",
+                zone.index, state.wp_sectors
+            ),
+        ),
+        // There a failed write gives no place back.
+        Some(state) if frame.geometry.kind(zone.index) == ZoneKind::SequentialPreferred => found(
+            Severity::Note,
+            format!(
+                "zone {} has something behind the {} sectors of its data, {where_}: what a failed write has left",
                 zone.index, state.wp_sectors
             ),
         ),
