@@ -6,14 +6,9 @@
 use std::io;
 use std::sync::Arc;
 
-use virtio_zbd_spec::{
-    Features, ID_LEN_BYTES, ReportHeader, Status, ZoneDescriptor, ZoneState as WireState, ZoneType,
-};
+use virtio_zbd_spec::{Features, ID_LEN_BYTES, Status};
 use virtio_zbd_store::{IoBuffer, NotMade, Zeroing, medium_is_bad};
-use virtio_zbd_zones::{
-    Begun, Grant, ReadPlan, Refusal, ResetEnd, Retirement, SECTOR_LEN_BYTES, ZoneKind, ZoneReport,
-};
-use zerocopy::IntoBytes;
+use virtio_zbd_zones::{Begun, Grant, ReadPlan, Refusal, ResetEnd, Retirement, SECTOR_LEN_BYTES, ZoneKind};
 
 use crate::commit::{Change, CommitEnd, CommitKind};
 use crate::disk::Zones;
@@ -500,34 +495,6 @@ impl Worker {
         end
     }
 
-    /// ZONE_REPORT: as many zones as the buffer holds, from the one that `sector` lies in (R7). The rest of the buffer is
-    /// zeroed, so that all of it counts as written.
-    fn report(&mut self, slot: u32, sector: u64, data: &Spans) {
-        const HEADER_LEN: u32 = len_of::<ReportHeader>();
-        const ZONE_LEN: u32 = len_of::<ZoneDescriptor>();
-        let shape = Arc::clone(&self.place.shape);
-        let Some(zones) = &shape.zones else {
-            return self.answer(slot, Answer::status(Status::Unsupp));
-        };
-        let first = zones.geometry().zone_of(sector);
-        let (Some(first), Some(room)) = (first, data.len_bytes().checked_sub(HEADER_LEN)) else {
-            // G4, and a buffer too short for the header.
-            return self.answer(slot, Answer::status(Status::ZoneInvalidCmd));
-        };
-        let count = (zones.geometry().zone_count() - first).min(room / ZONE_LEN);
-        let memory = &self.place.memory;
-        data.write(memory, 0, ReportHeader::new(count.into()).as_bytes());
-        let mut offset = HEADER_LEN;
-        for zone in first..first + count {
-            if let Some(zone) = zones.report(zone) {
-                data.write(memory, offset, descriptor(&zone).as_bytes());
-            }
-            offset += ZONE_LEN;
-        }
-        data.fill_zero(memory, offset);
-        self.answer(slot, Answer::FILLED);
-    }
-
     /// Notes how far a request has come, for the process after this one.
     fn note(&mut self, slot: u32, note: Note) {
         if let Some(flight) = self.flights.get_mut(slot) {
@@ -604,17 +571,6 @@ fn status_of(refusal: Refusal) -> Status {
         // Busy never comes here: the request waits.
         Refusal::OutOfRange | Refusal::Unswept | Refusal::Busy => Status::IoErr,
     }
-}
-
-fn descriptor(zone: &ZoneReport) -> ZoneDescriptor {
-    let kind = match zone.kind {
-        ZoneKind::Conventional => ZoneType::Conventional,
-        ZoneKind::SequentialRequired => ZoneType::SequentialRequired,
-        ZoneKind::SequentialPreferred => ZoneType::SequentialPreferred,
-    };
-    // The zones' condition numbers are the wire's.
-    let state = WireState::try_from(zone.condition as u8).unwrap_or(WireState::Offline);
-    ZoneDescriptor::new(kind, state, zone.start, zone.capacity, zone.wp)
 }
 
 /// Sectors in bytes. A sector inside the disk does not overflow; the disk's length in bytes is a u64.

@@ -29,6 +29,7 @@ mod flight;
 mod inflight;
 mod mailbox;
 mod queue;
+mod report;
 mod request;
 mod rescue;
 mod resume;

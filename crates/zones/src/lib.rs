@@ -22,6 +22,7 @@ mod geometry;
 mod grown;
 mod kept;
 mod layout;
+mod management;
 mod preferred;
 mod resources;
 mod state;
