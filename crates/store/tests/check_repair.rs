@@ -242,7 +242,7 @@ fn a_repair_may_be_killed_and_the_power_may_fail_at_any_moment() {
             let (medium, kept) = (medium_of(&damaged), SimMedium::new(rng.u64(..)));
             kept.die_after(calls);
             if ImageStore::repair_on(&*medium, with_boot(BOOT), &*kept).is_ok() {
-                assert!(calls > 6);
+                assert!(calls > 3, "there was hardly anything to be interrupted");
                 break;
             }
             kept.revive();
@@ -262,7 +262,7 @@ fn a_repair_may_be_killed_and_the_power_may_fail_at_any_moment() {
             kept.cut_power();
             survived(&oracle, &damaged, &medium, &kept, cut);
             if done {
-                assert!(calls > 6);
+                assert!(calls > 3, "there was hardly anything to be interrupted");
                 break;
             }
         }
