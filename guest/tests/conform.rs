@@ -128,6 +128,13 @@ fn our_host_store_keeps_every_rule() {
         "size=16 zone_size=1 zone_max_open=1 zone_max_active=1 blocksize=4096",
         "size=8 zone_size=1 zone_max_open=1 zone_max_active=3 zone_append_max_sectors=0",
         "size=4 zone_size=1 zone_nr_conv=3 blocksize=4096",
+        // A shorter last zone: null_blk has none where the capacity is below the size.
+        "size=15 zone_size=2 zone_max_open=2 zone_max_active=2",
+        // A shorter last zone that is the only sequential one.
+        "size=7 zone_size=4 zone_nr_conv=1 zone_max_open=1 zone_max_active=1",
+        "size=1 zone_size=1",
+        "size=96 zone_size=1",
+        "size=8 zone_size=4 zone_capacity=3 zone_max_active=1 zone_append_max_sectors=1",
     ];
     let runs = disks.map(|attributes| {
         format!("disk {attributes}\necho 'on {attributes}'\n{vzbd} conform {NULL_BLK} --yes || echo 'ENDED WITH '$?\nremove")
