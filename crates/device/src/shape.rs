@@ -60,8 +60,9 @@ impl Disk {
             let geometry = zones.as_ref().map(|zones| zones.geometry().clone());
             let offer = Offer { capacity_sectors, geometry, ..now.offer.clone() };
             let epoch = now.epoch + 1;
-            *self.shape.write() = Arc::new(Shape { epoch, zones, offer });
-            // A driver that has read the new size gives a request: its worker sees this when it has taken that.
+            let mut shape = self.shape.write();
+            *shape = Arc::new(Shape { epoch, zones, offer });
+            // Before anybody can read the new size: the worker that takes a request to what is new sees it then.
             self.epoch.store(epoch, Ordering::Release);
         }
         Ok(growth)
