@@ -146,8 +146,9 @@ fn what_the_device_takes_away_is_gone_and_what_fails_is_asked_for() {
         same; $VZBD reset $S --all
         # In the midst of many.
         ( sleep 0.3; read_only 20 ) &
-        fails 'I/O error\|not possible' $VZBD bench $S --mode append --queues 2 --depth 16 --seconds 2 --destroy-data
+        fails 'I/O error\|not possible' $VZBD bench $S --mode append --queues 2 --depth 16 --seconds 30 --destroy-data
         is 20 read-only
+        $VZBD reset $S --all; same
         end
 
         # Faults on purpose: a write that is torn moves the device's write pointer, one that never came does not.
