@@ -22,6 +22,7 @@ on_both_hals!(
     many_chains_answered_out_of_order,
     queues_without_mq,
     a_request_that_is_never_answered,
+    #[cfg_attr(miri, ignore = "millions of looks at the status")]
     a_device_that_never_resets,
     a_device_that_asks_for_a_reset,
     wrong_words_in_the_used_ring,

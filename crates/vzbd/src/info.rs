@@ -48,6 +48,8 @@ enum Is {
         closed_cleanly: bool,
         allocated_bytes: u64,
         file_len_bytes: u64,
+        /// How long `vzbd resize` can make it: the states of so many zones find room.
+        grows_to_bytes: u64,
     },
     Served {
         model: &'static str,
@@ -93,6 +95,7 @@ impl Shown {
                 closed_cleanly: info.last_use == LastUse::Closed,
                 allocated_bytes: info.allocated_bytes,
                 file_len_bytes: info.file_len_bytes,
+                grows_to_bytes: u64::from(info.zones_max).saturating_mul(bytes(config.zone_sectors)),
             },
             capacity_bytes: geometry.capacity_sectors() * 512,
             block_len_bytes: config.write_granularity_bytes,
@@ -148,7 +151,15 @@ impl Shown {
         let size = |bytes: u64| Size::from(bytes).to_string();
         let mut lines: Vec<(&str, String)> = Vec::new();
         match &self.is {
-            Is::Image { model, uuid, format_version, closed_cleanly, allocated_bytes, .. } => {
+            Is::Image {
+                model,
+                uuid,
+                format_version,
+                closed_cleanly,
+                allocated_bytes,
+                grows_to_bytes,
+                ..
+            } => {
                 let closed = match closed_cleanly {
                     true => "cleanly",
                     false => "by a kill or a power cut; the next use puts it in order",
@@ -160,6 +171,7 @@ impl Shown {
                     ("format", format!("version {format_version}")),
                     ("closed", closed.into()),
                     ("capacity", size(self.capacity_bytes)),
+                    ("can grow to", size(*grows_to_bytes)),
                     ("takes on the host", size(*allocated_bytes)),
                 ]);
             }

@@ -266,6 +266,21 @@ fn a_served_image_grows_by_its_control_socket_and_comes_back_grown_after_a_kill(
 }
 
 #[test]
+fn an_image_grows_as_far_as_it_says() {
+    let place = Place::new();
+    let image = place.path("a.zbd");
+    let path = image.to_str().unwrap();
+    vzbd_ok(&["create", path, "--size", "16M", "--zone-size", "1M", "--grow-to", "600M"]);
+    let most_zones = vzbd_json(&["info", path])["grows_to_bytes"].as_u64().unwrap() >> 20;
+    assert!(most_zones >= 600, "{most_zones}");
+    let said = vzbd_fails(1, &["resize", path, "--size", &format!("{}M", most_zones + 1)]);
+    assert!(said.contains(&most_zones.to_string()), "{said}");
+    vzbd_ok(&["resize", path, "--size", &format!("{most_zones}M")]);
+    assert_eq!(vzbd_json(&["info", path])["zones"]["count"], most_zones);
+    vzbd_ok(&["check", path]);
+}
+
+#[test]
 fn a_file_without_zones_grows() {
     let place = Place::new();
     let file = place.path("a.img");
