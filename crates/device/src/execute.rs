@@ -109,9 +109,13 @@ impl Worker {
             at = stretch.start;
             let Some(part) = rest.split_front(len_bytes(stretch.end - at)) else { break };
             at = stretch.end;
-            if let Some(buffer) = self.buffer(&part).filter(|buffer| buffer.len_bytes() > 0) {
-                stretches.push((buffer, sector + stretch.start));
+            if part.len_bytes() == 0 {
+                continue;
             }
+            let Some(buffer) = self.buffer(&part) else {
+                return self.answer(slot, Answer::status(Status::IoErr));
+            };
+            stretches.push((buffer, sector + stretch.start));
         }
         rest.fill_zero(&self.place.memory, 0);
         let left = u32::try_from(stretches.len()).unwrap_or(u32::MAX);
