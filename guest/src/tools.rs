@@ -1,14 +1,12 @@
 //! The programs that make zonefs and dm-zoned: the machine's own, otherwise those of a newer Debian, kept in the cache beside
 //! QEMU. (Debian 12 has none.)
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::command::run_logged;
 use crate::qemu::apt::{RELEASE, Wanted};
-use crate::{Error, Progress, Result, cache, packages};
+use crate::{Progress, Result, cache, packages};
 
 /// What is wanted of them. `dmsetup` comes along: it has to speak to the same library.
 const PROGRAMS: [&str; 3] = ["mkzonefs", "dmzadm", "dmsetup"];
@@ -51,22 +49,11 @@ impl ZonedTools {
             return Ok(ZonedTools { dir: None });
         }
         let place = WANTED.provide(&key(), progress, |work, ready, progress| {
-            let archives = work.download(progress)?;
-            progress(&format!("tools: unpacking {} packages", archives.len()));
-            let root = ready.join("root");
-            work.unpack(&archives, &root)?;
-            for name in NOT_KEPT {
-                let _ = fs::remove_dir_all(root.join(name));
-            }
-            let launchers = ready.join(LAUNCHERS);
-            fs::create_dir(&launchers).map_err(Error::io("make the directory", &launchers))?;
+            work.programs(ready, NOT_KEPT, (LAUNCHERS, LAUNCHER_TEXT), &PROGRAMS, progress)?;
             for program in PROGRAMS {
-                let launcher = launchers.join(program);
-                fs::write(&launcher, LAUNCHER_TEXT).map_err(Error::io("write", &launcher))?;
-                fs::set_permissions(&launcher, fs::Permissions::from_mode(0o755))
-                    .map_err(Error::io("make executable", &launcher))?;
                 // Seen to start before they get their place.
-                run_logged(Command::new(&launcher).arg("--help"), program, work.log, &mut |_| {})?;
+                let mut command = Command::new(ready.join(LAUNCHERS).join(program));
+                run_logged(command.arg("--help"), program, work.log, &mut |_| {})?;
             }
             Ok(())
         })?;

@@ -2,6 +2,7 @@
 //! own, finds and checks them with all that they need. Nothing is installed, no package's script runs.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -111,6 +112,33 @@ impl Work<'_> {
         let mut paths: Vec<_> = entries.map(|entry| entry.path()).filter(is_package).collect();
         paths.sort();
         Ok(paths)
+    }
+
+    /// Downloads the packages and unpacks them to `root` in `ready`, without what is in `not_kept`; beside it a directory `launchers` with
+    /// a launcher of this text for each program.
+    pub(crate) fn programs(
+        &self,
+        ready: &Path,
+        not_kept: &[&str],
+        (launchers, text): (&str, &str),
+        programs: &[&str],
+        progress: Progress<'_>,
+    ) -> Result<()> {
+        let archives = self.download(progress)?;
+        progress(&format!("{}: unpacking {} packages", self.wanted.name, archives.len()));
+        let root = ready.join("root");
+        self.unpack(&archives, &root)?;
+        for name in not_kept {
+            let _ = fs::remove_dir_all(root.join(name));
+        }
+        let launchers = ready.join(launchers);
+        fs::create_dir(&launchers).map_err(Error::io("make the directory", &launchers))?;
+        programs.iter().try_for_each(|program| {
+            let launcher = launchers.join(program);
+            fs::write(&launcher, text).map_err(Error::io("write", &launcher))?;
+            fs::set_permissions(&launcher, fs::Permissions::from_mode(0o755))
+                .map_err(Error::io("make executable", &launcher))
+        })
     }
 
     /// Unpacks packages into `root`.

@@ -1,15 +1,13 @@
 //! Getting QEMU from a newer Debian than the machine's own, beside it: its packages with all that they need, C library included,
 //! are unpacked into a directory and run from there by their own dynamic loader.
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Instant;
 
 use super::apt::{RELEASE, Wanted};
 use crate::command::run_logged;
-use crate::{Error, Progress, Result, cache};
+use crate::{Progress, Result, cache};
 
 const WANTED: Wanted = Wanted {
     name: "qemu",
@@ -45,21 +43,8 @@ exec "$libraries/ld-linux-x86-64.so.2" --library-path "$libraries" "$usr/bin/$na
 pub(super) fn ensure(progress: Progress<'_>) -> Result<PathBuf> {
     let started = Instant::now();
     let place = WANTED.provide(&key(), progress, |work, ready, progress| {
-        let archives = work.download(progress)?;
-        progress(&format!("qemu: unpacking {} packages", archives.len()));
-        let root = ready.join("root");
-        work.unpack(&archives, &root)?;
-        for name in NOT_KEPT {
-            let _ = fs::remove_dir_all(root.join(name));
-        }
+        work.programs(ready, NOT_KEPT, (LAUNCHERS, LAUNCHER_TEXT), &PROGRAMS, progress)?;
         let launchers = ready.join(LAUNCHERS);
-        fs::create_dir(&launchers).map_err(Error::io("make the directory", &launchers))?;
-        for program in PROGRAMS {
-            let launcher = launchers.join(program);
-            fs::write(&launcher, LAUNCHER_TEXT).map_err(Error::io("write", &launcher))?;
-            fs::set_permissions(&launcher, fs::Permissions::from_mode(0o755))
-                .map_err(Error::io("make executable", &launcher))?;
-        }
         // Seen to work before it gets its name.
         let version = super::Qemu::at(launchers.join(super::SYSTEM))?.version();
         let mut daemon = Command::new(launchers.join(super::STORAGE_DAEMON));
